@@ -1,0 +1,169 @@
+"""What a model is made of, as data: places (`Site`), sub-layers (`SubLayer`), and all of them (`Anatomy`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from budwood.errors import NoSuchSite, did_you_mean
+
+Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter"]
+"""How a site holds its weights: `nn.Linear` [out, in], transformers' `Conv1D` [in, out], `nn.Embedding`
+[vocabulary, out], a normalisation, any other module (`attn`, `mlp`, `block`), or a bare parameter (3-D experts)."""
+
+ROLES: tuple[str, ...] = (
+    "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o",
+    "attn.q_a", "attn.q_b", "attn.kv_a", "attn.kv_b",
+    "cross.q", "cross.k", "cross.v", "cross.kv", "cross.o",
+    "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down", "mlp.router",
+    "experts.gate_up", "experts.up", "experts.gate", "experts.down",
+    "mixer.in", "mixer.x", "mixer.dt", "mixer.out", "mixer.k", "mixer.v", "mixer.r", "mixer.g",
+    "norm.attn", "norm.mlp", "norm.cross", "norm.q", "norm.k", "norm.final", "norm.embed",
+    "attn", "cross", "mlp", "block", "embed", "embed.position", "pooler", "head", "head.lm",
+)  # fmt: skip
+"""Every role a site can have. `head` is a task head, `head.lm` the output embedding of a language model."""
+
+BLOCK_LINEARS = ("attn.*", "cross.*", "mlp.*", "mixer.*")
+"""What the target `all` means: every linear inside the blocks except routers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some output rows of a fused linear: which role they play, as half-open row ranges in the fused output."""
+
+    role: str
+    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of output features."""
+        return sum(stop - start for start, stop in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place in a model where something can be attached."""
+
+    path: str
+    role: str
+    stack: str
+    layer: int | None
+    in_features: int
+    out_features: int
+    kind: Kind = "linear"
+    parts: tuple[Part, ...] = ()
+    """For a fused projection (`attn.qkv`): its parts, found by probing. Empty for anything else."""
+    chosen: tuple[str, ...] = ()
+    """The roles of the parts a selection asked for; empty means the whole site."""
+
+    @property
+    def is_linear(self) -> bool:
+        """True where the site computes `x W^T + b`."""
+        return self.kind in ("linear", "conv1d")
+
+
+@dataclass(frozen=True, slots=True)
+class SubLayer:
+    """Where a bottleneck method reads and writes: `y = LN(h + r)` (post-LN) or `y = h + r` (pre-LN)."""
+
+    role: Literal["attn", "cross", "mlp"]
+    stack: str
+    layer: int
+    h: str
+    """Path of the module whose output is `h`: the last linear, or the dropout that follows it."""
+    linear: str
+    """Path of the last linear itself (equal to `h` when no dropout module follows)."""
+    r: tuple[str, Literal["input", "output"]]
+    """The module, and which end of it, where the residual `r` can be read before `h` is complete."""
+    norm: str | None
+    """Path of the LayerNorm applied to `h + r` (post-LN); None for pre-LN."""
+    is_parallel: bool = False
+    """True when attention and MLP of the block are added to the same residual (GPT-J, phi, Cohere)."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The sites and sub-layers of one model.
+
+    `unresolved`: paths of linears inside the model that got no role.
+    `uncalled`:   paths of linears that the probe's forward did not run (Mamba's `dt_proj`).
+    """
+
+    sites: tuple[Site, ...]
+    hidden_size: int
+    sublayers: tuple[SubLayer, ...] = ()
+    unresolved: tuple[str, ...] = ()
+    uncalled: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles present in this model, in the order of `ROLES`; parts of fused sites included."""
+        present = {s.role for s in self.sites} | {p.role for s in self.sites for p in s.parts}
+        return tuple(role for role in ROLES if role in present)
+
+    def num_layers(self, stack: str) -> int:
+        """Number of blocks in a stack."""
+        return 1 + max((s.layer for s in self.sites if s.stack == stack and s.layer is not None), default=-1)
+
+    def select(
+        self, *targets: str, layers: tuple[int, ...] | None = None, stack: str | None = None
+    ) -> tuple[Site, ...]:
+        """Sites that match any target, in model order, each at most once.
+
+        A target is `all`, a role or role pattern (`attn.*`, `mlp.down`), or the name of a module, whole
+        (`model.layers.3.mlp.up_proj`) or the end of it (`up_proj`). A role that exists only inside a fused
+        projection selects that projection with `chosen` set.
+        Raises NoSuchSite for a target that matches nothing, naming the roles this model does have.
+        """
+        found: dict[str, Site] = {}
+        for target in targets:
+            matched = self._match(target)
+            if not matched:
+                raise NoSuchSite(self._explain(target))
+            for site in matched:
+                before = found.get(site.path)
+                found[site.path] = site if before is None else _widen(before, site)
+        kept = [
+            found[s.path]
+            for s in self.sites
+            if s.path in found
+            and (stack is None or s.stack == stack)
+            and (layers is None or s.layer in layers)
+        ]
+        if not kept:
+            raise NoSuchSite(
+                f"targets {', '.join(targets)} match, but none in layers {layers} of stack {stack or 'any'}; "
+                f"layers there are: {self._layers()}"
+            )
+        return tuple(kept)
+
+    def _match(self, target: str) -> list[Site]:
+        patterns = BLOCK_LINEARS if target == "all" else (target,)
+        whole = [s for s in self.sites if any(fnmatchcase(s.role, p) for p in patterns)]
+        if target == "all":
+            return [s for s in whole if s.is_linear and s.role != "mlp.router"]
+        parts = [
+            replace(s, chosen=tuple(p.role for p in s.parts if fnmatchcase(p.role, target)))
+            for s in self.sites
+            if s not in whole and any(fnmatchcase(p.role, target) for p in s.parts)
+        ]
+        if whole or parts:
+            return whole + parts
+        return [s for s in self.sites if s.path == target or s.path.endswith(f".{target}")]
+
+    def _layers(self) -> str:
+        stacks = dict.fromkeys(s.stack for s in self.sites if s.layer is not None)
+        return ", ".join(f"{stack} 0 to {self.num_layers(stack) - 1}" for stack in stacks)
+
+    def _explain(self, target: str) -> str:
+        names = {s.path.rpartition(".")[2] for s in self.sites}
+        hint = did_you_mean(target, {*self.roles, *names, "all"})
+        return f"no site matches {target!r}; roles in this model: {', '.join(self.roles)}; {hint}"
+
+
+def _widen(a: Site, b: Site) -> Site:
+    """The same site as asked for by two targets: a whole site wins over parts of it."""
+    if not a.chosen or not b.chosen:
+        return replace(a, chosen=())
+    return replace(a, chosen=tuple(p.role for p in a.parts if p.role in (*a.chosen, *b.chosen)))
