@@ -168,8 +168,8 @@ _ALL = (
         pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm",
     ),
     _encoder(
-        "modernbert", "modernbert", **LLAMA, local_attention=4, global_attn_every_n_layers=2, attention_bias=True,
-        mlp_bias=True, norm_bias=True, cls_token_id=2, sep_token_id=3,
+        "modernbert", "modernbert", **LLAMA, local_attention=4, global_attn_every_n_layers=2,
+        attention_bias=True, mlp_bias=True, norm_bias=True, cls_token_id=2, sep_token_id=3,
     ),
     _encoder("albert", "albert", **LLAMA, embedding_size=24),
     _seq2seq("t5", "t5", **T5),
@@ -179,12 +179,12 @@ _ALL = (
     _decoder("rwkv", "rwkv", hidden_size=32, num_hidden_layers=2, context_length=64, is_stateful=True),
     _decoder("qwen3_moe", "qwen3_moe", **GQA, **MOE, head_dim=8, mlp_only_layers=[0]),
     _decoder(
-        "deepseek_v2", "deepseek_v2", **LLAMA, **MLA, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2,
-        moe_intermediate_size=24, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1,
+        "deepseek_v2", "deepseek_v2", **LLAMA, **MLA, num_key_value_heads=4, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=24, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1,
     ),
     _decoder(
-        "jamba", "jamba", **GQA, num_experts=2, expert_layer_period=2, expert_layer_offset=1, attn_layer_period=2,
-        attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=4, mamba_dt_rank=4, is_stateful=True,
+        "jamba", "jamba", **GQA, num_experts=2, expert_layer_period=2, expert_layer_offset=1,
+        attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=4, mamba_dt_rank=4, is_stateful=True,
     ),
     _family("mbart", "mbart", "encoder-decoder", "seq2seq", **BART),
     _classify("bert-classify", "bert", "encoder", **LLAMA),
@@ -198,9 +198,9 @@ _ALL = (
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
-"""Every family by name: 36 of the design, four more shapes (MoE, MLA, hybrid, pre-LN encoder-decoder), classifiers."""
+"""Every family by name: 36 of the design, MoE, MLA, hybrid, pre-LN encoder-decoder, classifiers."""
 
 SMALL: tuple[str, ...] = (
     "llama", "gpt2", "bert", "t5", "gpt_neox", "qwen3_moe", "mbart", "roberta-classify",
 )  # fmt: skip
-"""Eight that between them have every way of holding weights and placing norms: for long lists of properties."""
+"""Eight that between them hold weights and place norms in every way: for long lists of properties."""
