@@ -1,0 +1,212 @@
+"""Token rows, padded batches of them, and the order in which an epoch visits them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from budwood.errors import BadConfig, BadData
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+IGNORE = -100
+"""The label of a position that is not learned."""
+
+GROUP_BATCHES = 50
+"""How many batches are sorted by length together when an order groups by length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One tokenised row: `labels` for language modelling, `label` for classification, neither for a prompt."""
+
+    ids: list[int]
+    """Token ids, without padding."""
+    labels: list[int] | None = None
+    """As long as `ids`, not shifted: the id where it is learned, IGNORE elsewhere."""
+    label: int | None = None
+    """Index into the corpus' labels."""
+    types: list[int] | None = None
+    """Segment of each token (0 or 1), for sentence pairs on models that read it."""
+    row: int
+    """0-based index into the rows of its split: `corpus.rows(split)[row]`, `corpus.where(split, row)`."""
+
+    @property
+    def num_targets(self) -> int:
+        """How many targets the loss is a sum over: learned tokens after the shift, or 1 for a class label."""
+        if self.labels is not None:
+            return sum(label != IGNORE for label in self.labels[1:])
+        return int(self.label is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples side by side, padded to the longest."""
+
+    input_ids: Tensor
+    """[B, T] int64."""
+    attention_mask: Tensor
+    """[B, T] int64, 1 at tokens and 0 at padding."""
+    labels: Tensor | None
+    """[B, T] int64 with IGNORE where nothing is learned, or [B] int64 classes, or None for prompts."""
+    token_type_ids: Tensor | None = None
+    """[B, T] int64 segments; only where some example has them."""
+    rows: tuple[int, ...]
+    """`Example.row` of each."""
+    lengths: tuple[int, ...]
+    """Tokens of each, without padding."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets the loss is a sum over: learned tokens after the shift, or rows for classification."""
+        if self.labels is None:
+            return 0
+        if self.labels.ndim == 1:
+            return len(self.labels)
+        return int((self.labels[:, 1:] != IGNORE).sum())
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of the model's forward, without labels."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
+        return inputs
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids.to(device),
+        )
+
+
+def collate(
+    examples: Sequence[Example],
+    pad_id: int,
+    side: Literal["right", "left"] = "right",
+    *,
+    width: int | None = None,
+) -> Batch:
+    """One batch: pads on the right for training, on the left for generation.
+
+    width: pad to this many tokens instead of the longest example's.
+    Raises BadData if there are no examples or they are of different kinds.
+    """
+    if not examples:
+        raise BadData("a batch of no rows was asked for; give at least one row")
+    kinds = {(example.labels is None, example.label is None) for example in examples}
+    if len(kinds) > 1:
+        raise BadData("a batch mixes token labels, class labels and prompts; batch each kind by itself")
+    lengths = tuple(len(example.ids) for example in examples)
+    width = max(max(lengths), width or 0)
+
+    def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
+        block = torch.full((len(rows), width), fill, dtype=torch.int64)  # [B, T]
+        for target, row in zip(block, rows, strict=True):
+            start = 0 if side == "right" else width - len(row)
+            target[start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
+        return block
+
+    labels = None
+    if examples[0].labels is not None:
+        labels = padded([example.labels or [] for example in examples], IGNORE)
+    elif examples[0].label is not None:
+        labels = torch.tensor([example.label for example in examples], dtype=torch.int64)  # [B]
+    types = None
+    if any(example.types for example in examples):
+        types = padded([example.types or [0] * len(example.ids) for example in examples], 0)
+    return Batch(
+        input_ids=padded([example.ids for example in examples], pad_id),
+        attention_mask=padded([[1] * length for length in lengths], 0),
+        labels=labels,
+        token_type_ids=types,
+        rows=tuple(example.row for example in examples),
+        lengths=lengths,
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """Where an order stands: the batch that comes next. Two integers, to be saved with a run's state."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochOrder:
+    """Which examples make up each batch of each epoch: a pure function of these fields and the epoch.
+
+    Nothing is remembered between epochs, so a run resumes at a `Position` exactly as if it had not stopped.
+    The last batch of an epoch may be smaller; every example is visited once per epoch.
+    """
+
+    num_examples: int
+    batch_size: int
+    """Rows of one optimiser step; split it into smaller pieces where memory asks for that."""
+    seed: int = 0
+    lengths: tuple[int, ...] | None = None
+    """Tokens of each example: given, rows of like length share a batch (less padding); None, plain shuffling."""
+    shuffle: bool = True
+    """False keeps the given order (or goes from long to short, where lengths are given): for evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise BadData("there are no rows to put in order; give at least one row")
+        if self.batch_size < 1:
+            raise BadConfig(f"batch is {self.batch_size}; it must be at least 1")
+        if self.lengths is not None and len(self.lengths) != self.num_examples:
+            raise BadConfig(
+                f"{len(self.lengths)} lengths for {self.num_examples} examples; give one for each"
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch, the smaller last one included."""
+        return -(-self.num_examples // self.batch_size)
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The batches of one epoch, each a list of indices into the examples."""
+        dice = random.Random(f"budwood order {self.seed} {epoch}")
+        indices = list(range(self.num_examples))
+        if self.shuffle:
+            dice.shuffle(indices)
+        if self.lengths is not None:
+            indices = self._by_length(indices, self.lengths)
+        size = self.batch_size
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        if self.lengths is not None and self.shuffle:
+            whole, rest = batches[: self.num_examples // size], batches[self.num_examples // size :]
+            dice.shuffle(whole)
+            batches = whole + rest
+        return batches
+
+    def batches(self, start: Position = Position()) -> Iterator[tuple[Position, list[int]]]:  # noqa: B008
+        """Batches without end from `start` on, each with the position to resume at once it is done."""
+        epoch, done = start.epoch, start.batch
+        while True:
+            batches = self.epoch(epoch)
+            for number in range(done, len(batches)):
+                last = number + 1 == len(batches)
+                yield Position(epoch + 1, 0) if last else Position(epoch, number + 1), batches[number]
+            epoch, done = epoch + 1, 0
+
+    def _by_length(self, indices: list[int], lengths: tuple[int, ...]) -> list[int]:
+        """Sorted from long to short: in groups of some batches when shuffling, all together otherwise."""
+        group = GROUP_BATCHES * self.batch_size if self.shuffle else len(indices)
+        ordered: list[int] = []
+        for start in range(0, len(indices), group):
+            ordered += sorted(indices[start : start + group], key=lambda i: (-lengths[i], i))
+        return ordered
