@@ -113,13 +113,13 @@ class Anatomy:
 
         A target is `all`, a role or role pattern (`attn.*`, `mlp.down`), or the name of a module, whole
         (`model.layers.3.mlp.up_proj`) or the end of it (`up_proj`). A role that exists only inside a fused
-        projection selects that projection with `chosen` set.
+        projection selects that projection with `chosen` set. A target that ends in ? may match nothing.
         Raises NoSuchSite for a target that matches nothing, naming the roles this model does have.
         """
         found: dict[str, Site] = {}
         for target in targets:
-            matched = self._match(target)
-            if not matched:
+            matched = self._match(target.removesuffix("?"))
+            if not matched and not target.endswith("?"):
                 raise NoSuchSite(self._explain(target))
             for site in matched:
                 before = found.get(site.path)

@@ -1,0 +1,76 @@
+"""The methods: one file each, and `METHODS`, the only registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from budwood.core import Method
+from budwood.errors import BadConfig, did_you_mean
+from budwood.methods.full import Full as Full
+from budwood.methods.ia3 import IA3 as IA3
+from budwood.methods.lora import LoRA as LoRA
+from budwood.methods.selective import Selective as Selective
+
+METHODS: tuple[type[Method], ...] = (Full, Selective, LoRA, IA3)
+"""Every method class, each with `.name`, each usable with no arguments."""
+
+_BY_NAME = {method.name: method for method in METHODS}
+_SHORT: dict[str, tuple[str, dict[str, Any]]] = {
+    "bitfit": ("selective", {"part": "bitfit"}),
+    "norms": ("selective", {"part": "norms"}),
+    "last-layers": ("selective", {"part": "last-layers"}),
+    "head": ("selective", {"part": "head"}),
+    "dora": ("lora", {"dora": True}),
+    "rslora": ("lora", {"rslora": True}),
+    "pissa": ("lora", {"init": "pissa"}),
+}
+"""Names that stand for a method with some fields set."""
+
+
+def parse_method(text: str) -> Method:
+    """A method as typed: `lora`, `lora:rank=16,targets=attn.*+mlp.down`, `bitfit`.
+
+    Raises BadConfig for an unknown method, field or value, with the nearest name there is.
+    """
+    name, _, rest = text.strip().partition(":")
+    fields: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise BadConfig(
+                f"method {text!r}: {item!r} is not field=value; write {name}:field=value,field=value"
+            )
+        if key.strip() in fields:
+            raise BadConfig(f"method {text!r}: {key.strip()!r} is given twice")
+        fields[key.strip()] = value.strip()
+    return build_method(name, fields)
+
+
+def method_from_dict(data: Mapping[str, Any] | str) -> Method:
+    """A method as written in a YAML or JSON file: `lora`, or `{lora: {rank: 16}}`."""
+    if isinstance(data, str):
+        return parse_method(data)
+    if not isinstance(data, Mapping) or len(data) != 1:
+        raise BadConfig(
+            f"method is {data!r}; write one name with its fields, as method: {{lora: {{rank: 16}}}}"
+        )
+    ((name, fields),) = data.items()
+    if fields is not None and not isinstance(fields, Mapping):
+        raise BadConfig(
+            f"the fields of {name} are {fields!r}; write field: value pairs, as method: {{lora: {{rank: 16}}}}"
+        )
+    return build_method(str(name), fields or {})
+
+
+def method_to_dict(method: Method) -> dict[str, Any]:
+    """The inverse of `method_from_dict`: `{"lora": {...all fields...}}`."""
+    return {method.name: method.to_dict()}
+
+
+def build_method(name: str, fields: Mapping[str, Any]) -> Method:
+    """A method by name with its fields as plain data or text."""
+    word, preset = _SHORT.get(name, (name, {}))
+    if word not in _BY_NAME:
+        raise BadConfig(f"no method is called {name!r}; {did_you_mean(name, [*_BY_NAME, *_SHORT])}")
+    return _BY_NAME[word].from_dict({**preset, **fields})

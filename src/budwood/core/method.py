@@ -1,0 +1,179 @@
+"""`Method`: the frozen configuration of one technique, and the base class of every file in `budwood.methods`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from budwood.anatomy import Anatomy, Site
+from budwood.core.delta import Delta
+from budwood.errors import BadConfig, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What to train and how much of it. A subclass is final, frozen, and usable with no arguments."""
+
+    name: ClassVar[str]
+    """The word in files and on the command line."""
+    paper: ClassVar[str]
+    """Where the method comes from."""
+    formula: ClassVar[str]
+    """What it computes, in one line with the paper's letters."""
+    learning_rate: ClassVar[float]
+    """A rate at which it learns on small and middle-sized models."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other tools' names of the fields."""
+
+    targets: tuple[str, ...] = ()
+    """Where it acts: roles (attn.q, mlp.*), `all` (every linear of the blocks), or names of modules; a ? at the end
+    means: where there is one."""
+    layers: tuple[int, ...] | None = None
+    """Only in these blocks, counted from 0; every block when empty."""
+    trained: tuple[str, ...] | None = None
+    """Modules trained in full beside it, as a copy of its own (targets as above); by default the task head, if any."""
+
+    def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
+        """The sites this method acts at. Raises NoSuchSite where a target matches nothing."""
+        return anatomy.select(*self.targets, layers=self.layers)
+
+    def trained_sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """Where a module is trained in full beside the method."""
+        if self.trained is not None:
+            return anatomy.select(*self.trained) if self.trained else ()
+        return anatomy.select("head") if "head" in anatomy.roles else ()
+
+    def build(self, site: Site, base: nn.Module) -> Delta:
+        """The delta for one site. `base` is the module at that site."""
+        raise NotImplementedError
+
+    def unfreeze(self, model: nn.Module, anatomy: Anatomy) -> tuple[str, ...]:
+        """Names of the base's own parameters that this method trains in place; none for all but full and selective."""
+        return ()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate to start from with these fields."""
+        return self.learning_rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, tuples as lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; other tools' field names and text values are accepted.
+
+        Raises BadConfig for an unknown field or a value of the wrong type.
+        """
+        hints, values = field_types(cls), {}
+        for key, value in fields.items():
+            field = cls.aliases.get(key, key)
+            if field not in hints:
+                raise BadConfig(
+                    f"{cls.name} has no field {key!r}; {did_you_mean(key, [*hints, *cls.aliases])}"
+                )
+            if field in values:
+                raise BadConfig(f"{cls.name}: {field!r} is given twice (as {key!r} too); keep one")
+            values[field] = coerce(f"{cls.name}.{field}", hints[field], value)
+        return cls(**values)
+
+
+@cache
+def field_types(cls: type[Method]) -> dict[str, Any]:
+    """Each field's type."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass, inherited fields included: what `--help` and the docs show."""
+    docs: dict[str, str] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, tree.body[1:], strict=False):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=str() as text)
+                ):
+                    docs[name] = " ".join(text.split())
+    return docs
+
+
+def coerce(what: str, kind: Any, value: Any) -> Any:
+    """`value` as the type `kind`, from plain data or from text typed on a command line (`a+b` is a list).
+
+    Raises BadConfig saying what `what` has to be.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+            return None
+        (kind,) = (k for k in inner if k is not types.NoneType)
+        return coerce(what, kind, value)
+    if origin is typing.Literal:
+        if value in inner:
+            return value
+        raise BadConfig(f"{what} is {value!r}; {did_you_mean(str(value), [str(i) for i in inner])}")
+    if origin is tuple:
+        items = value.split("+") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple | set | range):
+            items = (items,)
+        return tuple(
+            coerce(what, inner[0], item) for item in (sorted(items) if isinstance(items, set) else items)
+        )
+    if origin is dict:
+        pairs = _pairs(what, value) if isinstance(value, str) else value
+        if not isinstance(pairs, Mapping):
+            raise BadConfig(f"{what} is {value!r}; it must map roles to numbers, as attn.q:4+mlp.*:16")
+        return {str(k): coerce(f"{what}[{k}]", inner[1], v) for k, v in pairs.items()}
+    return _scalar(what, kind, value)
+
+
+def _scalar(what: str, kind: type, value: Any) -> Any:
+    if kind is bool:
+        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, bool) or str(value).lower() in known:
+            return value if isinstance(value, bool) else known[str(value).lower()]
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if number == number and (kind is float or number.is_integer()):
+            return kind(number)
+    raise BadConfig(f"{what} is {value!r}; it must be {_words(kind)}")
+
+
+def _words(kind: type) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(
+        kind, str(kind)
+    )
+
+
+def _pairs(what: str, text: str) -> dict[str, str]:
+    if not text:
+        return {}
+    if any(":" not in item for item in text.split("+")):
+        raise BadConfig(f"{what} is {text!r}; write role:number, several joined by +, as attn.q:4+mlp.*:16")
+    return dict(item.rsplit(":", 1) for item in text.split("+"))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value

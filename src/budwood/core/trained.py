@@ -1,0 +1,48 @@
+"""Modules trained in full beside a method: a task head, an output embedding (PEFT's `modules_to_save`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budwood.anatomy import Site
+from budwood.core.delta import Delta
+from budwood.errors import NoSuchSite
+
+
+class Trained(Delta):
+    """A copy of the site's weights, trained in the base's place: y = copy(x).
+
+    weight: as the base's, [out, in] (Conv1D: [in, out]; embedding: [vocabulary, out]);  bias: [out] or None.
+    """
+
+    def __init__(self, site: Site, base: nn.Module) -> None:
+        super().__init__()
+        weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
+        if site.kind not in ("linear", "conv1d", "embedding") or weight is None:
+            raise NoSuchSite(
+                f"{site.path} is a {type(base).__name__}; only linears and embeddings can be trained in full beside a "
+                "method (norms: method selective:part=norms)"
+            )
+        self.kind = site.kind
+        self.padding_idx = base.padding_idx if isinstance(base, nn.Embedding) else None
+        dtype = trainable_dtype(weight)
+        self.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype, copy=True))
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Replaces y. x: [*, in], or [*] int64 at an embedding."""
+        if self.kind == "embedding":
+            return F.embedding(x, self.weight, self.padding_idx).to(y.dtype)
+        weight = self.weight if self.kind == "linear" else self.weight.T
+        return F.linear(x.to(weight.dtype), weight, self.bias).to(y.dtype)
+
+    def fold(self, base: nn.Module) -> dict[str, Tensor]:
+        """The copy takes the base's place."""
+        return {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
+
+
+def trainable_dtype(weight: Tensor) -> torch.dtype:
+    """float32, or float64 on a float64 base: small updates are lost in 16 bits."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -1,0 +1,292 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021, arXiv:2106.09685, eq. 3), with its variants.
+
+    y + s B A x          A: [rank, in], B: [out, rank] starts at zero, s = alpha / rank
+
+rsLoRA (arXiv:2312.03732): s = alpha / sqrt(rank).  DoRA (arXiv:2402.09353): the rows of W + s B A keep their direction
+and get a trained length m.  PiSSA (arXiv:2404.02948): A and B start as the leading singular directions of W.
+
+Differences: A starts Kaiming-uniform as in the authors' code (the paper says Gaussian; `init="gaussian"`). PiSSA leaves
+the base as it is and subtracts the starting product in the forward pass, which is the same function and the same
+gradients without changing W. On a fused projection, `targets=("attn.q", "attn.v")` gives each part its own pair (the
+authors' MergedLinear), `targets=("attn.qkv",)` one pair for the whole output (PEFT).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budwood.anatomy import Part, Site
+from budwood.core import Delta, Method
+from budwood.errors import BadConfig, CannotFold, NoSuchSite
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """Low-rank updates of linears and embeddings."""
+
+    name = "lora"
+    paper = "Hu et al. 2021, arXiv:2106.09685"
+    formula = "y + (alpha/rank) B A x"
+    learning_rate = 1e-3
+    aliases: ClassVar[Mapping[str, str]] = {
+        "r": "rank", "lora_rank": "rank", "lora_r": "rank",
+        "lora_alpha": "alpha", "lora_dropout": "dropout",
+        "target_modules": "targets", "lora_target": "targets", "layers_to_transform": "layers",
+        "modules_to_save": "trained", "rank_pattern": "ranks", "alpha_pattern": "alphas",
+        "use_rslora": "rslora", "use_dora": "dora", "lora_bias": "bias", "init_lora_weights": "init",
+    }  # fmt: skip
+
+    targets: tuple[str, ...] = ("attn.q", "attn.v", "cross.q?", "cross.v?")
+    """Where it acts: roles (attn.q, mlp.*, embed), `all` (every linear of the blocks), or names of modules; a ? at the
+    end means: where there is one."""
+    rank: int = 8
+    """Rank of the update."""
+    alpha: float = 16.0
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Probability of zeroing a feature that the update reads, in [0, 1)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps large ranks learning."""
+    dora: bool = False
+    """Train the length of each row of the adapted weight as well (DoRA)."""
+    bias: bool = False
+    """Add a trained bias to B."""
+    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
+    """How A (and for pissa B) starts."""
+    ranks: dict[str, int] = field(default_factory=dict, hash=False)
+    """Ranks of their own by role or module name, as attn.q:4+mlp.*:16."""
+    alphas: dict[str, float] = field(default_factory=dict, hash=False)
+    """Alphas of their own by role or module name."""
+
+    def __post_init__(self) -> None:
+        for what, rank in {"rank": self.rank, **{f"ranks[{k}]": v for k, v in self.ranks.items()}}.items():
+            if rank < 1:
+                raise BadConfig(f"lora: {what} is {rank}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise BadConfig(f"lora: dropout is {self.dropout}; it must be in [0, 1)")
+        if self.dora and self.init == "pissa":
+            raise BadConfig("lora: dora and init=pissa change the same weight in two ways; choose one")
+
+    def rank_at(self, site: Site) -> int:
+        """The rank used at a site."""
+        return next((v for k, v in self.ranks.items() if _matches(k, site)), self.rank)
+
+    def scale_at(self, site: Site) -> float:
+        """The scale s used at a site."""
+        rank, alpha = (
+            self.rank_at(site),
+            next((v for k, v in self.alphas.items() if _matches(k, site)), self.alpha),
+        )
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+    def build(self, site: Site, base: nn.Module) -> Delta:
+        """A delta for a linear, some parts of a fused one, or an embedding."""
+        if site.kind == "embedding":
+            if self.dora or self.bias or self.init == "pissa":
+                raise BadConfig(
+                    f"lora: {site.path} is an embedding, which has no dora, bias or pissa variant; leave it out"
+                )
+            return LoRAEmbedding(site, base, self)
+        if not site.is_linear:
+            raise NoSuchSite(
+                f"lora acts on linears and embeddings; {site.path} ({site.role}) is a {type(base).__name__}"
+            )
+        if not site.chosen:
+            return LoRADelta(site, base, self)
+        if self.dora or self.bias:
+            raise BadConfig(
+                f"lora: dora and bias need the whole of {site.path}; use targets=({site.role!r},)"
+            )
+        return LoRAParts(site, base, self)
+
+
+class LoRADelta(Delta):
+    """y + s B drop(A x).  A: [rank, in], B: [out, rank], m: [out] (DoRA), b: [out] (bias)."""
+
+    def __init__(self, site: Site, base: nn.Module, method: LoRA) -> None:
+        super().__init__()
+        rank = method.rank_at(site)
+        self.scale, self.dropout = method.scale_at(site), method.dropout
+        self.A = nn.Parameter(torch.empty(rank, site.in_features))
+        self.B = nn.Parameter(torch.zeros(site.out_features, rank))
+        self.b = nn.Parameter(torch.zeros(site.out_features)) if method.bias else None
+        self.m = nn.Parameter(weight_of(base).float().norm(dim=1)) if method.dora else None
+        start(self.A, self.B, method, weight_of(base), self.scale)
+        pissa = method.init == "pissa"
+        self.register_buffer("A0", self.A.detach().clone() if pissa else None)
+        self.register_buffer("B0", self.B.detach().clone() if pissa else None)
+        self.A0: Tensor | None
+        self.B0: Tensor | None
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x: [*, in], y: [*, out] -> [*, out]."""
+        dropped = F.dropout(x, self.dropout, self.training)
+        z = dropped.to(self.A.dtype)
+        update = z @ self.A.T @ self.B.T  # [*, in] -> [*, rank] -> [*, out]
+        if self.A0 is not None and self.B0 is not None:
+            update = update - z @ self.A0.T @ self.B0.T
+        if self.b is not None:
+            update = update + self.b
+        if self.m is None:
+            return y + (update * self.scale).to(y.dtype)
+        return self._lengthen(base, x, dropped, y, update * self.scale)
+
+    def _lengthen(self, base: nn.Module, x: Tensor, dropped: Tensor, y: Tensor, update: Tensor) -> Tensor:
+        """DoRA, eq. 5: rows of length m. The norm is a constant for the gradient (section 4.3), the bias is not scaled.
+
+        With dropout the base product is taken of the dropped input as well, as in PEFT.
+        """
+        assert self.m is not None
+        weight = weight_of(base).to(self.A.dtype)
+        ratio = self.m / (weight + self.update()).detach().norm(dim=1)  # [out]
+        if dropped is x:
+            bias = base._parameters.get("bias")
+            product = (y if bias is None else y - bias).to(update.dtype)
+        else:
+            product = F.linear(dropped.to(weight.dtype), weight)
+        return y + ((ratio - 1) * product + ratio * update).to(y.dtype)
+
+    def update(self) -> Tensor:
+        """s B A (PiSSA: less the starting product): [out, in]."""
+        product = self.B @ self.A
+        if self.A0 is not None and self.B0 is not None:
+            product = product - self.B0 @ self.A0
+        return product * self.scale
+
+    def fold(self, base: nn.Module) -> dict[str, Tensor]:
+        """W + s B A, for DoRA with rows of length m; the bias of B goes into the base's."""
+        weight = weight_of(base).to(self.A.dtype) + self.update()
+        if self.m is not None:
+            weight = weight * (self.m / weight.norm(dim=1)).unsqueeze(1)
+        folded = {"weight": stored_as(base, weight)}
+        if self.b is not None:
+            bias = base._parameters.get("bias")
+            if bias is None:
+                raise CannotFold(
+                    "lora with bias=true cannot be merged into a linear without a bias; keep it unmerged"
+                )
+            folded["bias"] = bias.to(self.b.dtype) + self.b * self.scale
+        return folded
+
+
+class LoRAParts(Delta):
+    """A pair for each chosen part of a fused linear.
+
+    A: [parts * rank, in]; B: [sum of the parts' outputs, rank]; part j adds s B_j A_j x to its own output rows.
+    """
+
+    def __init__(self, site: Site, base: nn.Module, method: LoRA) -> None:
+        super().__init__()
+        parts = [part for part in site.parts if part.role in site.chosen]
+        self.rank, self.scale, self.dropout = method.rank_at(site), method.scale_at(site), method.dropout
+        self.sizes, self.out_features = [part.size for part in parts], site.out_features
+        self.A = nn.Parameter(torch.empty(len(parts) * self.rank, site.in_features))
+        self.B = nn.Parameter(torch.zeros(sum(self.sizes), self.rank))
+        self.register_buffer("rows", torch.cat([rows_of(part) for part in parts]), persistent=False)
+        self.rows: Tensor
+        weight = weight_of(base)[self.rows.to(weight_of(base).device)]
+        for A, B, W in zip(
+            self.A.chunk(len(parts)), self.B.split(self.sizes), weight.split(self.sizes), strict=True
+        ):
+            start(A, B, method, W, self.scale)
+        pissa = method.init == "pissa"
+        self.register_buffer("A0", self.A.detach().clone() if pissa else None)
+        self.register_buffer("B0", self.B.detach().clone() if pissa else None)
+        self.A0: Tensor | None
+        self.B0: Tensor | None
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x: [*, in], y: [*, out] -> [*, out]."""
+        z = F.dropout(x, self.dropout, self.training).to(self.A.dtype)
+        update = self._product(z @ self.A.T, self.B)
+        if self.A0 is not None and self.B0 is not None:
+            update = update - self._product(z @ self.A0.T, self.B0)
+        spread = update.new_zeros(*update.shape[:-1], self.out_features).index_copy(-1, self.rows, update)
+        return y + (spread * self.scale).to(y.dtype)
+
+    def _product(self, u: Tensor, B: Tensor) -> Tensor:
+        """u: [*, parts * rank], B: [sum of outputs, rank] -> [*, sum of outputs]."""
+        pairs = zip(u.split(self.rank, dim=-1), B.split(self.sizes), strict=True)
+        return torch.cat([u_j @ B_j.T for u_j, B_j in pairs], dim=-1)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """The same update as one pair over the fused output: A [parts * rank, in], B [out, parts * rank], zeros elsewhere."""
+        A, B = self.A, torch.block_diag(*self.B.split(self.sizes))  # [sum of outputs, parts * rank]
+        if self.A0 is not None and self.B0 is not None:
+            A, B = (
+                torch.cat([A, self.A0]),
+                torch.cat([B, -torch.block_diag(*self.B0.split(self.sizes))], dim=1),
+            )
+        return A, B.new_zeros(self.out_features, B.shape[1]).index_copy(0, self.rows, B)
+
+    def fold(self, base: nn.Module) -> dict[str, Tensor]:
+        """W with s B_j A_j added to the rows of part j."""
+        A, B = self.whole()
+        return {"weight": stored_as(base, weight_of(base).to(A.dtype) + B @ A * self.scale)}
+
+
+class LoRAEmbedding(Delta):
+    """y + s (A[:, ids])^T B^T.  A: [rank, vocabulary] starts at zero, B: [out, rank] Gaussian: the other way round."""
+
+    def __init__(self, site: Site, base: nn.Module, method: LoRA) -> None:
+        super().__init__()
+        assert isinstance(base, nn.Embedding)
+        self.scale, self.padding_idx = method.scale_at(site), base.padding_idx
+        self.A = nn.Parameter(torch.zeros(method.rank_at(site), base.num_embeddings))
+        self.B = nn.Parameter(torch.randn(base.embedding_dim, method.rank_at(site)))
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x: [*] int64, y: [*, out] -> [*, out]. The padding token's column gets no gradient."""
+        rows = F.embedding(x, self.A.T, self.padding_idx)  # [*, rank]
+        return y + (rows @ self.B.T * self.scale).to(y.dtype)
+
+    def fold(self, base: nn.Module) -> dict[str, Tensor]:
+        """E + s (B A)^T."""
+        assert isinstance(base, nn.Embedding)
+        return {"weight": base.weight.to(self.A.dtype) + (self.B @ self.A).T * self.scale}
+
+
+def weight_of(base: nn.Module) -> Tensor:
+    """The weight as [out, in], without gradient; transformers' Conv1D stores it transposed."""
+    weight = base.get_parameter("weight").detach()
+    return weight if isinstance(base, nn.Linear) else weight.T
+
+
+def stored_as(base: nn.Module, weight: Tensor) -> Tensor:
+    """A weight [out, in] in the layout in which `base` stores it."""
+    return weight if isinstance(base, nn.Linear) else weight.T
+
+
+def rows_of(part: Part) -> Tensor:
+    """Output rows of a part of a fused linear: [size] int64."""
+    return torch.cat([torch.arange(start, stop) for start, stop in part.rows])
+
+
+def start(A: Tensor, B: Tensor, method: LoRA, weight: Tensor, scale: float) -> None:
+    """Set A: [rank, in] (and for PiSSA B: [out, rank]) to their starting values in place."""
+    with torch.no_grad():
+        if method.init == "gaussian":
+            A.normal_(std=1 / A.shape[0])
+        elif method.init == "kaiming":
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        elif not weight.is_meta:
+            rank = A.shape[0]
+            if rank > min(weight.shape):
+                raise BadConfig(f"lora: pissa needs a rank of at most {min(weight.shape)} here; it is {rank}")
+            U, S, V = torch.linalg.svd(weight.float(), full_matrices=False)
+            root = (S[:rank] / scale).sqrt()
+            A.copy_(root.unsqueeze(1) * V[:rank])
+            B.copy_(U[:, :rank] * root)
+
+
+def _matches(key: str, site: Site) -> bool:
+    roles = (site.role, *site.chosen)
+    return any(fnmatchcase(r, key) for r in roles) or site.path == key or site.path.endswith(f".{key}")
