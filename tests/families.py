@@ -180,11 +180,13 @@ _ALL = (
     _decoder("qwen3_moe", "qwen3_moe", **GQA, **MOE, head_dim=8, mlp_only_layers=[0]),
     _decoder(
         "deepseek_v2", "deepseek_v2", **LLAMA, **MLA, num_key_value_heads=4, n_routed_experts=4,
-        num_experts_per_tok=2, moe_intermediate_size=24, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1,
+        num_experts_per_tok=2, moe_intermediate_size=24, n_shared_experts=1, first_k_dense_replace=1,
+        n_group=1, topk_group=1,
     ),
     _decoder(
         "jamba", "jamba", **GQA, num_experts=2, expert_layer_period=2, expert_layer_offset=1,
-        attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=4, mamba_dt_rank=4, is_stateful=True,
+        attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=4,
+        mamba_dt_rank=4, is_stateful=True,
     ),
     _family("mbart", "mbart", "encoder-decoder", "seq2seq", **BART),
     _classify("bert-classify", "bert", "encoder", **LLAMA),
