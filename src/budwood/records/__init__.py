@@ -4,6 +4,7 @@ from budwood.records.files import Json as Json
 from budwood.records.machine import Accelerator as Accelerator
 from budwood.records.machine import Machine as Machine
 from budwood.records.machine import machine as machine
+from budwood.records.manifest import Manifest as Manifest
 from budwood.records.meter import MemoryMeter as MemoryMeter
 from budwood.records.meter import Meter as Meter
 from budwood.records.meter import count as count
@@ -17,6 +18,5 @@ from budwood.records.result import Score as Score
 from budwood.records.result import Speed as Speed
 from budwood.records.result import Timing as Timing
 from budwood.records.run import Listing as Listing
-from budwood.records.run import Manifest as Manifest
 from budwood.records.run import RunFolder as RunFolder
 from budwood.records.run import list_runs as list_runs

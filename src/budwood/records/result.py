@@ -6,8 +6,10 @@ field of one, that nobody measured is null; it is never a zero.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
+
+from budwood.errors import BadCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,4 +165,64 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Json], *, where: str = "result.json") -> Result:
         """The inverse of `to_dict`, strict.  Raises BadCheckpoint for what this version does not know."""
-        raise NotImplementedError
+        version = data.get("version")
+        if version != VERSION:
+            raise BadCheckpoint(
+                f"{where} has version {version!r} and this Budwood reads {VERSION}; "
+                "open it with the Budwood that wrote it, or run again"
+            )
+        quality = data.get("quality") or []
+        return cls(
+            parameters=_read(Parameters, data.get("parameters"), where),
+            memory=_read(Memory, data.get("memory"), where),
+            speed=_read(Speed, data.get("speed"), where),
+            quality=tuple(_quality(entry, where) for entry in quality),
+            inference=_inference(data.get("inference"), where),
+        )
+
+
+Part = TypeVar("Part")
+
+
+def _read(part: type[Part], data: Json, where: str) -> Part | None:
+    """One flat dataclass from its mapping; None for null."""
+    if data is None:
+        return None
+    known = {field.name: field.type for field in fields(part)}  # type: ignore[arg-type]
+    try:
+        unknown = sorted(set(data) - set(known))
+        if not unknown:
+            values = {
+                name: float(value) if "float" in str(known[name]) and value is not None else value
+                for name, value in data.items()
+            }
+            return part(**values)
+    except (TypeError, ValueError) as error:
+        raise BadCheckpoint(f"{where}: {part.__name__.lower()} is damaged ({error}); run again") from error
+    raise BadCheckpoint(
+        f"{where}: {part.__name__.lower()} has {', '.join(unknown)}, unknown to this Budwood; update it"
+    )
+
+
+def _required(part: type[Part], data: Json, where: str) -> Part:
+    value = _read(part, data, where)
+    if value is None:
+        raise BadCheckpoint(f"{where}: a {part.__name__.lower()} is null; run again")
+    return value
+
+
+def _quality(data: Json, where: str) -> Quality:
+    if not isinstance(data, dict):
+        raise BadCheckpoint(f"{where}: quality holds {data!r}, not an object; run again")
+    return Quality(score=_required(Score, data.get("score"), where), base=_read(Score, data.get("base"), where))
+
+
+def _inference(data: Json, where: str) -> Inference | None:
+    if data is None:
+        return None
+    timings = {
+        name: tuple(_required(Timing, entry, where) for entry in data[name])
+        for name in ("timings", "base_timings", "merged_timings")
+        if data.get(name) is not None
+    }
+    return _read(Inference, {**data, **timings}, where)
