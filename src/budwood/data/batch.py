@@ -168,9 +168,7 @@ class EpochOrder:
         if self.batch_size < 1:
             raise BadConfig(f"batch is {self.batch_size}; it must be at least 1")
         if self.lengths is not None and len(self.lengths) != self.num_examples:
-            raise BadConfig(
-                f"{len(self.lengths)} lengths for {self.num_examples} examples; give one for each"
-            )
+            raise BadConfig(f"{len(self.lengths)} lengths for {self.num_examples} examples; give one for each")
 
     @property
     def batches_per_epoch(self) -> int:

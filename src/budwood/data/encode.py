@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+from budwood.data.batch import IGNORE, Example
+from budwood.data.checks import repeats
+from budwood.data.corpus import Conversation, Labelled, Text
+from budwood.data.templates import Rendering, Style, Template, style_for
+from budwood.errors import BadConfig, BadData
 
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from budwood.data.batch import Example
-    from budwood.data.corpus import Corpus, Turn
+    from budwood.data.corpus import Corpus, Row, Turn
 
-Template = Literal["auto", "chat", "plain"]
+CHUNK = 512
+"""Texts handed to the tokenizer at once."""
+
+ENDLESS = 10**6
+"""A tokenizer's own maximum above this means that it names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +33,23 @@ class EncodingReport:
     examples: int
     """Examples made of them: without the empty rows, with the unrolled turns."""
     learned_tokens: int
+    """Targets of the loss: learned tokens, or rows for classification."""
     total_tokens: int
+    """Tokens of all examples, without padding."""
     rows_cut: int
     """Rows longer than max_length, which lost their end."""
     rows_empty: int
     """Rows left out because nothing to learn was left (their whole answer was cut, or they have none)."""
     rows_unrolled: int
-    """Conversations split into one example per answer, because the template rewrites earlier turns."""
+    """Conversations made into one example per answer, because the template rewrites earlier turns."""
     duplicates: int
     """Rows that repeat an earlier row of the split."""
     longest: int
-    """Tokens of the longest row before cutting: the max_length that cuts nothing."""
+    """Tokens of the longest example before cutting: the max_length that cuts nothing."""
     percentiles: tuple[tuple[int, int], ...]
-    """(percent, tokens) of the rows' lengths before cutting, for 50, 90 and 99."""
+    """(percent, tokens) of the lengths before cutting, for 50, 90 and 99."""
     max_length: int | None
+    """The limit that held: the one asked for, else the tokenizer's own, else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ class Encoded:
     template: Literal["chat", "plain", "none"]
     """What 'auto' came to; 'none' for text and classification."""
     stop_ids: tuple[int, ...]
-    """Tokens that end an answer in these examples: what generation has to stop at."""
+    """Tokens that end an answer in these examples: what generation has to stop at. Empty for classification."""
 
 
 def encode(
@@ -64,12 +75,35 @@ def encode(
 ) -> Encoded:
     """The examples of a split, and what became of its rows.
 
-    template: 'chat' is the tokenizer's own template, 'plain' is `prompt answer<eos>`, 'auto' takes chat if there is one
+    template: 'chat' is the tokenizer's own, 'plain' is `prompt answer<eos>`, 'auto' is chat where there is one
+    max_length: tokens an example keeps, from its beginning; None is the tokenizer's own limit, if it has one
     stop_ids: the model's `generation_config.eos_token_id`(s); the tokenizer's eos is always one
-    Raises   BadConfig for a template the tokenizer does not have;
-             BadData if a row cannot be rendered, or if nothing is left to learn (naming the max_length that works)
+    Raises   BadConfig for a template the tokenizer does not have, or no eos;
+             BadData if a row cannot be rendered, or nothing is left to learn (naming the max_length that works)
     """
-    raise NotImplementedError
+    if max_length is not None and max_length < 2:
+        raise BadConfig(f"max_length is {max_length}; it must be at least 2: one token to read, one to learn")
+    if max_length is None and tokenizer.model_max_length < ENDLESS:
+        max_length = int(tokenizer.model_max_length)
+    rows = corpus.rows(split)
+    used: Literal["chat", "plain", "none"] = "none"
+    stops: tuple[int, ...] = ()
+    if corpus.task == "classification":
+        examples, lengths = _classified(rows, tokenizer, max_length)
+    else:
+        style = style_for(tokenizer, template, stop_ids)
+        stops = tuple(sorted(set(style.stops.values())))
+        if rows and isinstance(rows[0].value, Conversation):
+            used = style.template
+            whole = _conversations(rows, style)
+        else:
+            whole = _texts(rows, style)
+        lengths = [len(example.ids) for example in whole]
+        examples = [_cut(example, max_length) for example in whole]
+        _refuse_nothing_learned(f"{corpus.origin}, {split}", whole, examples, max_length)
+    kept = [example for example in examples if example.num_targets]
+    report = _report(rows, kept, examples, lengths, max_length)
+    return Encoded(examples=kept, report=report, template=used, stop_ids=stops)
 
 
 def encode_prompts(
@@ -79,9 +113,175 @@ def encode_prompts(
     template: Template = "auto",
     max_length: int | None = None,
 ) -> list[Example]:
-    """Examples without labels, ready for `collate(..., side="left")`: what precedes an answer, as in training.
+    """Examples without labels for `collate(..., side="left")`: what precedes an answer, exactly as in training.
 
     prompts: the turns to answer: `row.asked` of a corpus' rows, or `(Turn("user", "..."),)`
-    max_length: longer prompts lose their beginning (the end is what is answered)
+    max_length: longer prompts lose their beginning (the end is what is answered); None cuts nothing
     """
-    raise NotImplementedError
+    style = style_for(tokenizer, template)
+    lead = _lead(style)
+    texts = _tokens(tokenizer, [style.prompt(turns) for turns in prompts])
+    return [
+        Example(ids=(lead + ids)[-max_length if max_length else None :], row=place) for place, ids in enumerate(texts)
+    ]
+
+
+def _conversations(rows: Sequence[Row], style: Style) -> list[Example]:
+    """Uncut examples; a row without an answer gives one in which nothing is learned."""
+    numbered: list[tuple[int, Rendering]] = []
+    for place, row in enumerate(rows):
+        assert isinstance(row.value, Conversation)
+        try:
+            renderings = style.render(row.value.turns)
+        except BadData as error:
+            raise BadData(f"{row.where}: {error}") from error
+        numbered += [(place, rendering) for rendering in renderings or [Rendering("", ())]]
+    lead = _lead(style)
+    examples: list[Example] = []
+    for start in range(0, len(numbered), CHUNK):
+        chunk = numbered[start : start + CHUNK]
+        pieces = _pieces([rendering for _, rendering in chunk], style.tokenizer)
+        for (place, rendering), parts in zip(chunk, pieces, strict=True):
+            examples.append(_example(place, lead, parts))
+            _check_stops(rows[place], rendering, parts, style)
+    return examples
+
+
+def _pieces(renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[list[list[int]]]:
+    """Ids of each rendering, cut at its span borders: not learned, learned, not learned, learned, ...
+
+    The whole text is tokenised at once. Where a token would lie across a border, the pieces are tokenised one by
+    one instead, so that a prompt always has the ids it has when a model is asked, and the answer has its own.
+    """
+    borders = [[place for span in rendering.spans for place in span] for rendering in renderings]
+    beginnings = [rendering.text[:end] for rendering, ends in zip(renderings, borders, strict=True) for end in ends]
+    tokens = iter(_tokens(tokenizer, beginnings))
+    pieces = []
+    for rendering, ends in zip(renderings, borders, strict=True):
+        upto = [next(tokens) for _ in ends]
+        if all(upto[-1][: len(ids)] == ids for ids in upto):
+            places = [0, *(len(ids) for ids in upto)]
+            pieces.append([upto[-1][a:b] for a, b in zip(places, places[1:], strict=False)])
+        else:
+            cuts = zip([0, *ends], ends, strict=False)
+            pieces.append(_tokens(tokenizer, [rendering.text[start:end] for start, end in cuts]))
+    return pieces
+
+
+def _example(place: int, lead: list[int], parts: list[list[int]]) -> Example:
+    ids, labels = list(lead), [IGNORE] * len(lead)
+    for number, part in enumerate(parts):
+        ids += part
+        labels += part if number % 2 else [IGNORE] * len(part)
+    return Example(ids=ids, labels=labels, row=place)
+
+
+def _check_stops(row: Row, rendering: Rendering, parts: list[list[int]], style: Style) -> None:
+    """Raises BadConfig if an answer does not end with the id of a stop token: its model would never stop."""
+    for (start, end), part in zip(rendering.spans, parts[1::2], strict=True):
+        if not part or part[-1] not in style.stops.values():
+            raise BadConfig(
+                f"{row.where}: the answer {rendering.text[start:end][-40:]!r} does not end with one of the stop "
+                f"tokens {', '.join(style.stops)} after tokenising; mend the tokenizer's special tokens"
+            )
+
+
+def _texts(rows: Sequence[Row], style: Style) -> list[Example]:
+    """Uncut examples of plain text: every token learned, and the eos at its end."""
+    lead, eos = _lead(replace(style, template="plain")), style.stops[style.eos]
+    texts = [row.value.text for row in rows if isinstance(row.value, Text)]
+    return [
+        Example(ids=[*lead, *ids, eos], labels=[IGNORE] * len(lead) + [*ids, eos], row=place)
+        for place, ids in enumerate(_tokens(style.tokenizer, texts))
+    ]
+
+
+def _lead(style: Style) -> list[int]:
+    """The bos, where the tokenizer puts one in front by itself; a chat template writes its own."""
+    if style.template == "chat":
+        return []
+    added = style.tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    return [int(id) for id in added if id == style.tokenizer.bos_token_id]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), CHUNK):
+        chunk = list(texts[start : start + CHUNK])
+        ids += tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _classified(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[Example], list[int]]:
+    """Examples of labelled texts with the tokenizer's special tokens, and their lengths before cutting."""
+    examples: list[Example] = []
+    lengths: list[int] = []
+    for start in range(0, len(rows), CHUNK):
+        values = [row.value for row in rows[start : start + CHUNK] if isinstance(row.value, Labelled)]
+        texts = [value.text for value in values]
+        pairs = [value.pair or "" for value in values] if values[0].pair is not None else None
+        whole = tokenizer(texts, pairs, verbose=False)
+        lengths += [len(ids) for ids in whole["input_ids"]]
+        if max_length is not None and max(lengths[start:]) > max_length:
+            whole = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length, verbose=False)
+        types = whole["token_type_ids"] if pairs and "token_type_ids" in whole else [None] * len(values)
+        for number, value in enumerate(values):
+            ids = whole["input_ids"][number]
+            examples.append(Example(ids=ids, label=value.label, types=types[number], row=start + number))
+    return examples, lengths
+
+
+def _cut(example: Example, max_length: int | None) -> Example:
+    if max_length is None or len(example.ids) <= max_length:
+        return example
+    labels = example.labels
+    return replace(example, ids=example.ids[:max_length], labels=labels and labels[:max_length])
+
+
+def _refuse_nothing_learned(
+    where: str, whole: Sequence[Example], cut: Sequence[Example], max_length: int | None
+) -> None:
+    """Raises BadData if no example has a token left to learn."""
+    if any(example.num_targets for example in cut):
+        return
+    answered = [example for example in whole if example.num_targets]
+    if not answered:
+        raise BadData(
+            f"{where}: none of {len(whole)} rows has an answer to learn from, every label would be masked; "
+            "give each row an assistant message, a completion, or text"
+        )
+    first = min(_first_learned(example) for example in answered) + 1
+    longest = max(len(example.ids) for example in answered)
+    raise BadData(
+        f"{where}: every one of {len(whole)} answers is cut away at max_length {max_length}, nothing is left to "
+        f"learn. max_length {longest} keeps every row whole (from {first} on, some answers begin to be learned)"
+    )
+
+
+def _first_learned(example: Example) -> int:
+    labels = example.labels or []
+    return next(place for place, label in enumerate(labels) if place and label != IGNORE)
+
+
+def _report(
+    rows: Sequence[Row], kept: Sequence[Example], all_: Sequence[Example], lengths: list[int], limit: int | None
+) -> EncodingReport:
+    ordered = sorted(lengths)
+    with_targets = {example.row for example in kept}
+    seen = [example.row for example in all_]
+    cut = {row for row, length in zip(seen, lengths, strict=True) if limit is not None and length > limit}
+    return EncodingReport(
+        rows=len(rows),
+        examples=len(kept),
+        learned_tokens=sum(example.num_targets for example in kept),
+        total_tokens=sum(len(example.ids) for example in kept),
+        rows_cut=len(cut),
+        rows_empty=len(rows) - len(with_targets),
+        rows_unrolled=len({a for a, b in zip(seen, seen[1:], strict=False) if a == b}),
+        duplicates=len(repeats(rows)),
+        longest=ordered[-1],
+        percentiles=tuple((p, ordered[max(0, -(-len(ordered) * p // 100) - 1)]) for p in (50, 90, 99)),
+        max_length=limit,
+    )

@@ -1,0 +1,217 @@
+"""The shapes of rows: recognised by their columns, checked row by row, brought to one form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from budwood.data.corpus import Conversation, Labelled, Task, Text, Turn
+from budwood.errors import BadConfig, BadData, did_you_mean
+
+Fields = Mapping[str, object]
+"""Canonical column name to value, of one row."""
+
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Who says a message: names of sharegpt and chat messages, to roles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Columns that make a shape, and how a row of it becomes a value (a label is filled in afterwards)."""
+
+    name: str
+    task: Task
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    build: Callable[[Fields], Conversation | Text | Labelled]
+    example: str
+    """A row of this shape, as one would write it."""
+
+
+class BadValue(Exception):
+    """What is wrong with one value; `build_rows` turns it into BadData with the file and the row."""
+
+
+def _text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        found = "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+        raise BadValue(f"{name} is {found}, expected text; write a string")
+    return _clean(value, name)
+
+
+def _clean(value: str, name: str) -> str:
+    if re.search("[\ud800-\udfff]", value):
+        raise BadValue(f"{name} holds half a character (a lone surrogate \\ud8xx); write whole characters")
+    return value
+
+
+def _optional(fields: Fields, name: str) -> str:
+    return "" if fields.get(name) is None else _text(fields, name)
+
+
+def _system(fields: Fields) -> tuple[Turn, ...]:
+    system = _optional(fields, "system")
+    return (Turn("system", system),) if system else ()
+
+
+def _messages(fields: Fields) -> Conversation:
+    return Conversation(_system(fields) + _turns(fields, "messages", "role", "content"))
+
+
+def _sharegpt(fields: Fields) -> Conversation:
+    return Conversation(_system(fields) + _turns(fields, "conversations", "from", "value"))
+
+
+def _turns(fields: Fields, column: str, who: str, what: str, learn: bool = True) -> tuple[Turn, ...]:
+    messages = fields.get(column)
+    if not isinstance(messages, list) or not messages:
+        raise BadValue(f'{column} is not a list of messages; write [{{"{who}": "user", "{what}": "..."}}, ...]')
+    if fields.get("tools"):
+        raise BadValue("it declares tools, which are not supported yet; leave such rows out")
+    return tuple(_turn(message, f"{column}[{n}]", who, what, learn) for n, message in enumerate(messages))
+
+
+def _turn(message: object, name: str, who: str, what: str, learn: bool) -> Turn:
+    """One message; an assistant's is learned, unless it says "weight": 0."""
+    if not isinstance(message, dict) or who not in message:
+        raise BadValue(f'{name} is {str(message)[:60]!r}; write {{"{who}": "user", "{what}": "..."}}')
+    role = SPEAKERS.get(str(message[who]))
+    if role is None:
+        known = "human, gpt, system" if who == "from" else "system, user, assistant"
+        raise BadValue(f"{name} has {who} {message[who]!r}; it must be one of {known} (tools are not supported)")
+    if message.get("tool_calls"):
+        raise BadValue(f"{name} calls tools, which are not supported yet; leave such rows out")
+    content = message.get(what)
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise BadValue(f"{name} has {what} {str(content)[:40]!r}, expected text; write a string")
+    learned = learn and role == "assistant" and message.get("weight", 1) != 0
+    return Turn(role, _clean(content, name), learned)  # type: ignore[arg-type]  # SPEAKERS holds roles
+
+
+def _asked_and_answered(ask: str, answer: str) -> Callable[[Fields], Conversation]:
+    def build(fields: Fields) -> Conversation:
+        if isinstance(fields.get(ask), list):
+            before = _turns(fields, ask, "role", "content", learn=False)
+            return Conversation(_system(fields) + before + _turns(fields, answer, "role", "content"))
+        asked = Turn("user", _text(fields, ask))
+        return Conversation((*_system(fields), asked, Turn("assistant", _text(fields, answer), True)))
+
+    return build
+
+
+def _alpaca(fields: Fields) -> Conversation:
+    history: list[Turn] = []
+    past = fields.get("history") or []
+    if not isinstance(past, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in past):
+        raise BadValue('history must be a list of [instruction, output] pairs; write [["...", "..."], ...]')
+    for ask, answer in past:
+        pair = {"instruction": ask, "output": answer}
+        history += [Turn("user", _text(pair, "instruction")), Turn("assistant", _text(pair, "output"), True)]
+    extra = _optional(fields, "input")
+    asked = _text(fields, "instruction") + (f"\n{extra}" if extra else "")
+    answer = Turn("assistant", _text(fields, "output"), True)
+    return Conversation((*_system(fields), *history, Turn("user", asked), answer))
+
+
+def _labelled(text: str, pair: str | None = None) -> Callable[[Fields], Labelled]:
+    def build(fields: Fields) -> Labelled:
+        return Labelled(_text(fields, text), None if pair is None else _text(fields, pair), -1)
+
+    return build
+
+
+def _plain(fields: Fields) -> Text:
+    return Text(_text(fields, "text"))
+
+
+CHAT: Task = "causal-lm"
+CLASSES: Task = "classification"
+LABELLED = '{"text": "...", "label": "..."}'
+
+SHAPES = (
+    Shape("messages", CHAT, ("messages",), ("system", "tools"), _messages,
+          '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'),
+    Shape("sharegpt conversations", CHAT, ("conversations",), ("system", "tools"), _sharegpt,
+          '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'),
+    Shape("instruction/output", CHAT, ("instruction", "output"), ("input", "history", "system"), _alpaca,
+          '{"instruction": "...", "input": "...", "output": "..."}'),
+    Shape("prompt/completion", CHAT, ("prompt", "completion"), ("system", "tools"),
+          _asked_and_answered("prompt", "completion"), '{"prompt": "...", "completion": "..."}'),
+    Shape("question/answer", CHAT, ("question", "answer"), ("system",),
+          _asked_and_answered("question", "answer"), '{"question": "...", "answer": "..."}'),
+    Shape("sentence1 + sentence2 + label", CLASSES, ("sentence1", "sentence2", "label"), (),
+          _labelled("sentence1", "sentence2"), '{"sentence1": "...", "sentence2": "...", "label": "..."}'),
+    Shape("text + label", CLASSES, ("text", "label"), (), _labelled("text"), LABELLED),
+    Shape("sentence + label", CLASSES, ("sentence", "label"), (), _labelled("sentence"), LABELLED),
+    Shape("text", CHAT, ("text",), (), _plain, '{"text": "..."}'),
+)  # fmt: skip
+"""Every shape, the first that fits wins."""
+
+CANONICAL = tuple(dict.fromkeys(name for shape in SHAPES for name in (*shape.required, *shape.optional)))
+"""Column names that mean something."""
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """'prompt=q,completion=a' as {'prompt': 'q', 'completion': 'a'}. Raises BadConfig."""
+    columns: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and column):
+            raise BadConfig(f"--columns has {part!r}; write name=column pairs, such as prompt=q,completion=a")
+        if name in columns:
+            raise BadConfig(f"--columns names {name} twice; name each once")
+        columns[name] = column
+    check_columns(columns)
+    return columns
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raises BadConfig if a canonical name is none of ours."""
+    for name in columns:
+        if name not in CANONICAL:
+            raise BadConfig(
+                f"--columns maps {name!r}, which is not a column Budwood knows: {did_you_mean(name, CANONICAL)}; "
+                f"write known=yours, such as prompt={name}"
+            )
+
+
+def recognise(
+    found: Sequence[str], columns: Mapping[str, str], task: Task | None, where: str
+) -> tuple[Shape, dict[str, str]]:
+    """The shape of a row with these columns, and its canonical names to the row's own.
+
+    columns: the user's canonical name to column, over what the names say
+    where:   the file, for the message
+    Raises   BadData naming the columns that were found, and the flag to use.
+    """
+    own = {name.strip().lower(): name for name in reversed(found)}
+    for name, column in columns.items():
+        if column not in found:
+            raise BadData(
+                f"{where} has no column {column!r} for {name}; columns found: {', '.join(found)}; "
+                f"{did_you_mean(column, found)}"
+            )
+    names = {**{name: own[name] for name in CANONICAL if name in own}, **columns}
+    for shape in SHAPES:
+        parts = (*shape.required, *shape.optional)
+        whole = all(name in names for name in shape.required) and all(name in parts for name in columns)
+        if whole and task in (None, shape.task):
+            return shape, {name: names[name] for name in parts if name in names}
+    raise BadData(_unrecognised(found, columns, task, where))
+
+
+def _unrecognised(found: Collection[str], columns: Mapping[str, str], task: Task | None, where: str) -> str:
+    wanted = {CHAT: "to learn text", CLASSES: "to classify", None: "to learn"}[task]
+    some = list(found)
+    first, second = some[0], some[1 if len(some) > 1 else 0]
+    flag = f"text={first},label={second}" if task == CLASSES else f"prompt={first},completion={second}"
+    given = f" with --columns {','.join(f'{a}={b}' for a, b in columns.items())}" if columns else ""
+    shapes = "; ".join(" + ".join(shape.required) for shape in SHAPES if task in (None, shape.task))
+    return (
+        f"{where}: no shape recognised {wanted}{given}. Columns found: {', '.join(some)}. "
+        f"Known shapes: {shapes}. Say which column is what, for example: --columns {flag}"
+    )
