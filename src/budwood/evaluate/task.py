@@ -39,8 +39,6 @@ class EvaluationResult:
         raise NotImplementedError
 
 
-def evaluate(
-    model: nn.Module, tokenizer: Any, rows: Sequence[Any], *, metrics: Sequence[str]
-) -> EvaluationResult:
+def evaluate(model: nn.Module, tokenizer: Any, rows: Sequence[Any], *, metrics: Sequence[str]) -> EvaluationResult:
     """Evaluate on rows of a split."""
     raise NotImplementedError
