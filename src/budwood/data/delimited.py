@@ -78,8 +78,7 @@ def _quoted_rows(path: Path, texts: list[str], delimiter: str) -> list[Cells]:
             done = reader.line_num
     except csv.Error as error:
         raise BadData(
-            f"{path}, row {len(rows) + 1} (line {done + 1}): {error}. "
-            'Close every quote, and write a quote inside a quoted cell twice ("")'
+            f'{path}, line {done + 1}: {error}. Close every quote, and write a quote inside a quoted cell twice ("")'
         ) from error
     return rows
 

@@ -28,7 +28,8 @@ def assemble(
     """The corpus in these tables, by split; the first row says what shape all have. Raises BadData."""
     ordered = {name: tables[name] for name in (*SPLITS, *tables) if name in tables}
     first = next(iter(ordered.values()))[0]
-    shape, used = recognise(tuple(first.records[0].values), columns, task, first.file)
+    found = tuple(dict.fromkeys(name for parts in ordered.values() for table in parts for name in table.columns))
+    shape, used = recognise(tuple(first.records[0].values), found, columns, task, first.file)
     splits: Splits = {
         split: tuple(row for table in parts for row in _rows(table, shape, used, first.file))
         for split, parts in ordered.items()
@@ -42,9 +43,8 @@ def assemble(
         splits = {
             split: tuple(_with_label(row, used["label"], names) for row in rows) for split, rows in splits.items()
         }
-    found = dict.fromkeys(name for parts in ordered.values() for table in parts for name in table.columns)
     return Corpus(
-        origin=origin, shape=shape.name, task=shape.task, columns=tuple(found), used=used, splits=splits,
+        origin=origin, shape=shape.name, task=shape.task, columns=found, used=used, splits=splits,
         labels=names, notes=tuple(notes),
     )  # fmt: skip
 

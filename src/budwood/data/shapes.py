@@ -180,28 +180,35 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def recognise(
-    found: Sequence[str], columns: Mapping[str, str], task: Task | None, where: str
+    first: Sequence[str], found: Sequence[str], columns: Mapping[str, str], task: Task | None, where: str
 ) -> tuple[Shape, dict[str, str]]:
-    """The shape of a row with these columns, and its canonical names to the row's own.
+    """The shape of data whose first row has these columns, and its canonical names to the file's own.
 
+    found:   columns of all rows: an optional one may appear later
     columns: the user's canonical name to column, over what the names say
     where:   the file, for the message
     Raises   BadData naming the columns that were found, and the flag to use.
     """
-    own = {name.strip().lower(): name for name in reversed(found)}
     for name, column in columns.items():
         if column not in found:
             raise BadData(
                 f"{where} has no column {column!r} for {name}; columns found: {', '.join(found)}; "
                 f"{did_you_mean(column, found)}"
             )
-    names = {**{name: own[name] for name in CANONICAL if name in own}, **columns}
+    there = _canonical(first, columns)
     for shape in SHAPES:
         parts = (*shape.required, *shape.optional)
-        whole = all(name in names for name in shape.required) and all(name in parts for name in columns)
+        whole = all(name in there for name in shape.required) and all(name in parts for name in columns)
         if whole and task in (None, shape.task):
-            return shape, {name: names[name] for name in parts if name in names}
-    raise BadData(_unrecognised(found, columns, task, where))
+            anywhere = _canonical(found, columns) | there
+            return shape, {name: anywhere[name] for name in parts if name in anywhere}
+    raise BadData(_unrecognised(first, columns, task, where))
+
+
+def _canonical(found: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Canonical name to column, by the columns' own names (in any case) and by what the user maps."""
+    own = {name.strip().lower(): name for name in reversed(found)}
+    return {**{name: own[name] for name in CANONICAL if name in own}, **columns}
 
 
 def _unrecognised(found: Collection[str], columns: Mapping[str, str], task: Task | None, where: str) -> str:
