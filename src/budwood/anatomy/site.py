@@ -14,18 +14,29 @@ Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter"]
 
 ROLES: tuple[str, ...] = (
     "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o",
-    "attn.q_a", "attn.q_b", "attn.kv_a", "attn.kv_b",
+    "attn.q_a", "attn.q_b", "attn.kv_a", "attn.kv_b", "attn.pos_q", "attn.pos_k",
     "cross.q", "cross.k", "cross.v", "cross.kv", "cross.o",
     "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down", "mlp.router",
     "experts.gate_up", "experts.up", "experts.gate", "experts.down",
     "mixer.in", "mixer.x", "mixer.dt", "mixer.out", "mixer.k", "mixer.v", "mixer.r", "mixer.g",
-    "norm.attn", "norm.mlp", "norm.cross", "norm.q", "norm.k", "norm.final", "norm.embed",
-    "attn", "cross", "mlp", "block", "embed", "embed.position", "pooler", "head", "head.lm",
+    "norm.attn", "norm.cross", "norm.mlp", "norm.mixer", "norm.q", "norm.k", "norm.kv",
+    "norm.embed", "norm.final", "norm.head",
+    "attn", "cross", "mlp", "mixer", "block",
+    "embed", "embed.position", "embed.type", "embed.project", "pooler", "head", "head.transform", "head.lm",
 )  # fmt: skip
-"""Every role a site can have. `head` is a task head, `head.lm` the output embedding of a language model."""
+"""Every role a site can have.
+
+`attn`, `cross`: the module that holds the query projection, hence the one that calls the attention function.
+`attn.q_a` ... `attn.kv_b`: the low-rank pairs of multi-head latent attention. `attn.pos_*`: of relative positions.
+`mixer.*`: what takes the place of attention in Mamba and RWKV.
+`norm.attn`: before or after attention (before both, where attention and MLP share their input).
+`embed.project`: between embeddings and blocks of different width. `pooler`: of the base model.
+`head`: every linear of a task head. `head.lm`: the output embedding of a language model;
+`head.transform`: the dense layer before it in masked-language models, which no method trains unasked.
+"""
 
 BLOCK_LINEARS = ("attn.*", "cross.*", "mlp.*", "mixer.*")
-"""What the target `all` means: every linear inside the blocks except routers."""
+"""What the target `all` means: every linear inside the blocks that a forward runs, except routers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +76,33 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class SubLayer:
-    """Where a bottleneck method reads and writes: `y = LN(h + r)` (post-LN) or `y = h + r` (pre-LN)."""
+    """Where a bottleneck method reads and writes: `y = LN(h + r)` (post-LN) or `y = h + r` (pre-LN).
+
+    In full: `y = norm(r + scale * output_norm(h))`, where `norm` and `output_norm` are the identity when None.
+    """
 
     role: Literal["attn", "cross", "mlp"]
     stack: str
     layer: int
     h: str
-    """Path of the module whose output is `h`: the last linear, or the dropout that follows it."""
+    """Path of the module whose output is `h`: the last linear, or the dropout module that follows it, or the
+    whole mixture-of-experts module. Where dropout is a function call, `h` is what goes into it."""
     linear: str
-    """Path of the last linear itself (equal to `h` when no dropout module follows)."""
+    """Path of the last linear itself (equal to `h` when no dropout module follows, and for experts)."""
     r: tuple[str, Literal["input", "output"]]
-    """The module, and which end of it, where the residual `r` can be read before `h` is complete."""
+    """The module, and which end of it, where the residual `r` can be read before `h` is complete.
+
+    "input" is its first positional argument (or the keyword `hidden_states`), "output" its (first) result.
+    """
     norm: str | None
     """Path of the LayerNorm applied to `h + r` (post-LN); None for pre-LN."""
     is_parallel: bool = False
-    """True when attention and MLP of the block are added to the same residual (GPT-J, phi, Cohere)."""
+    """True when attention and MLP of the block are added to the same residual (GPT-J, phi, Cohere): `r` is that
+    residual, and the model adds the other sub-layer's `h` as well."""
+    output_norm: str | None = None
+    """Path of a norm between `h` and the addition (Gemma 2, OLMo 2); None in nearly every other family."""
+    scale: float = 1.0
+    """Constant that `h` is multiplied by before the addition (Granite's residual multiplier)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,9 @@ class Anatomy:
     """The sites and sub-layers of one model.
 
     `unresolved`: paths of linears inside the model that got no role.
-    `uncalled`:   paths of linears that the probe's forward did not run (Mamba's `dt_proj`).
+    `uncalled`:   paths of linears that the probe's forward did not run (Mamba's `dt_proj`); `all` leaves them out.
+    `unknown_sublayers`: a sentence for each sub-layer that could not be established: which, and why.
+    `is_probed`:  False when no forward could be run; then there are no sub-layers, parts or uncalled linears.
     """
 
     sites: tuple[Site, ...]
@@ -95,6 +120,8 @@ class Anatomy:
     sublayers: tuple[SubLayer, ...] = ()
     unresolved: tuple[str, ...] = ()
     uncalled: tuple[str, ...] = ()
+    unknown_sublayers: tuple[str, ...] = ()
+    is_probed: bool = True
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -127,9 +154,7 @@ class Anatomy:
         kept = [
             found[s.path]
             for s in self.sites
-            if s.path in found
-            and (stack is None or s.stack == stack)
-            and (layers is None or s.layer in layers)
+            if s.path in found and (stack is None or s.stack == stack) and (layers is None or s.layer in layers)
         ]
         if not kept:
             raise NoSuchSite(
@@ -142,7 +167,8 @@ class Anatomy:
         patterns = BLOCK_LINEARS if target == "all" else (target,)
         whole = [s for s in self.sites if any(fnmatchcase(s.role, p) for p in patterns)]
         if target == "all":
-            return [s for s in whole if s.is_linear and s.role != "mlp.router"]
+            skipped = {s.path for s in whole if not s.is_linear or s.role == "mlp.router"} | {*self.uncalled}
+            return [s for s in whole if s.path not in skipped]
         parts = [
             replace(s, chosen=tuple(p.role for p in s.parts if fnmatchcase(p.role, target)))
             for s in self.sites
