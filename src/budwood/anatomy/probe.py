@@ -106,7 +106,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _write(self, func: Any, known: tuple[int, ...], args: Any, kwargs: Any, result: Any) -> None:
-        name, str(func), kwargs.get("alpha")
+        name, factor = str(func), kwargs.get("alpha")
         if name.startswith("aten.mul") and len(args) == 2 and len(known) == 1:
             factor = _constant(args[1])
         tracked = factor is not None or name.startswith("aten.add") or name in MAPPED
