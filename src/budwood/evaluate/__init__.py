@@ -3,13 +3,13 @@
 from budwood.evaluate.classify import Classification as Classification
 from budwood.evaluate.classify import classify as classify
 from budwood.evaluate.generate import Generation as Generation
-from budwood.evaluate.generate import Sampling as Sampling
 from budwood.evaluate.generate import complete as complete
 from budwood.evaluate.generate import generate as generate
 from budwood.evaluate.latency import latency as latency
 from budwood.evaluate.loss import LossReport as LossReport
 from budwood.evaluate.loss import evaluate_loss as evaluate_loss
 from budwood.evaluate.mode import evaluating as evaluating
+from budwood.evaluate.sampling import Sampling as Sampling
 from budwood.evaluate.task import EvaluationResult as EvaluationResult
 from budwood.evaluate.task import Prediction as Prediction
 from budwood.evaluate.task import evaluate as evaluate

@@ -1,58 +1,197 @@
-"""Loss at labelled positions only, row by row; the logits of a whole batch are never held."""
+"""Loss at labelled positions only, row by row; the logits of a whole batch are never held.
+
+Two routes give the same numbers.  "chunked head" applies the output embedding to labelled positions, some at a
+time.  "plain forward" lets the model make all logits of one row at a time; it serves models whose head does
+something that the first does not know, which the first batch shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
+from budwood.data import IGNORE, Batch
+from budwood.errors import BadConfig, BadData
+from budwood.evaluate import metrics
+from budwood.evaluate.head import Head, head_of, without_cache
+from budwood.evaluate.intervals import Integers
+from budwood.evaluate.mode import evaluating
 from budwood.records import Score
 
-if TYPE_CHECKING:
-    from budwood.data import Batch
+CHUNK_BYTES = 1 << 25
+"""Float32 logits held at a time, unless the caller says how many positions."""
+
+CHUNKED, PLAIN, CLASSES = "chunked head", "plain forward", "class logits"
+
+Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Of each row: losses [rows] float64, labelled positions [rows] int64, right ones [rows] int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossReport:
-    """What an evaluation over batches found, one entry for each row, in the order the rows came."""
+    """What an evaluation over batches found, one entry for each example, in the order they came."""
 
-    rows: np.ndarray
-    """[rows] int64, the row numbers of the data."""
+    rows: Integers
+    """[examples] the row numbers of the data; a row that was split into several examples occurs several times."""
     losses: np.ndarray
-    """[rows] float64, summed over the row's labelled positions, in nats."""
-    tokens: np.ndarray
-    """[rows] int64, labelled positions (1 for a classification row)."""
-    correct: np.ndarray
-    """[rows] int64, labelled positions at which the most likely token is the label."""
+    """[examples] float64, summed over the example's labelled positions, in nats."""
+    tokens: Integers
+    """[examples] labelled positions (1 for a classification row)."""
+    correct: Integers
+    """[examples] labelled positions at which the most likely token is the label."""
     route: str
-    """"chunked head", "plain forward": how the losses were computed."""
+    """"chunked head", "plain forward" or "class logits": how the losses were computed."""
 
     @property
     def loss(self) -> Score:
         """Mean over all labelled positions, in nats, with a bootstrap interval over rows."""
-        raise NotImplementedError
+        _, losses, tokens, _ = self.by_row()
+        return metrics.mean_loss(losses, tokens)
 
     @property
     def perplexity(self) -> Score:
         """exp of `loss`, likewise."""
-        raise NotImplementedError
+        _, losses, tokens, _ = self.by_row()
+        return metrics.perplexity(losses, tokens)
 
     @property
     def token_accuracy(self) -> Score:
         """Share of labelled positions predicted right, with a bootstrap interval over rows."""
-        raise NotImplementedError
+        _, _, tokens, correct = self.by_row()
+        return metrics.token_accuracy(correct, tokens)
+
+    def by_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(rows, losses, tokens, correct) with the examples of a row added up, in row order."""
+        rows, places = np.unique(self.rows, return_inverse=True)
+        losses, tokens, correct = (
+            np.bincount(places, weights=column) for column in (self.losses, self.tokens, self.correct)
+        )
+        return rows, losses, tokens, correct
 
 
 def evaluate_loss(
-    model: nn.Module, batches: Iterable[Batch], *, chunk_tokens: int = 256, shift: bool = True
+    model: Any, batches: Iterable[Batch], *, chunk_tokens: int | None = None, shift: bool = True
 ) -> LossReport:
-    """Losses of `model` on `batches`, in evaluation mode, without gradients; the mode is put back afterwards.
+    """Losses on `batches` without dropout or gradients; every module's mode is put back afterwards.
 
-    chunk_tokens: supervised positions whose logits are held at a time
+    model:        a language model or classifier of transformers, with whatever is attached to it, not wrapped
+    chunk_tokens: labelled positions whose logits are held at a time; None is what fits 32 MiB
     shift:        True for causal models (position t predicts label t + 1), False for masked ones
-    Raises        BadData if no position counts.
+    Raises        BadData if no position counts, BadConfig for an encoder-decoder.
     """
-    raise NotImplementedError
+    if model.config.is_encoder_decoder:
+        raise BadConfig(f"{type(model).__name__} is an encoder-decoder; losses are for decoders and encoders so far")
+    losses = _Losses(model, chunk_tokens, shift)
+    rows: list[int] = []
+    found: list[Sums] = []
+    with evaluating(model):
+        for batch in batches:
+            rows += batch.rows
+            found.append(losses(batch.to(model.device)))
+    if not found or not any(int(sums[1].sum()) for sums in found):
+        raise BadData("nothing in these batches is labelled, so there is no loss; give rows with answers or labels")
+    total, tokens, correct = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
+    return LossReport(rows=np.array(rows, np.int64), losses=total, tokens=tokens, correct=correct, route=losses.route)
+
+
+class _Losses:
+    """The losses of one batch after another, by the route that the first one shows to be right."""
+
+    def __init__(self, model: Any, chunk_tokens: int | None, shift: bool) -> None:
+        self.model, self.chunk_tokens, self.shift = model, chunk_tokens, shift
+        self.route = ""
+
+    def __call__(self, batch: Batch) -> Sums:
+        if batch.labels is None:
+            raise BadData("a batch without labels has no loss; encode rows with answers or labels")
+        if batch.labels.ndim == 1:
+            self.route = CLASSES
+            logits = self.model(**batch.inputs()).logits  # [rows, classes]
+            return _sums(logits, batch.labels, torch.arange(len(batch), device=logits.device), len(batch))
+        head = None if self.route == PLAIN else head_of(self.model)
+        if head is None or (not self.route and not self._agrees(head, first_row(batch))):
+            return self._plain(batch)
+        return self._chunked(head, batch)
+
+    def _agrees(self, head: Head, batch: Batch) -> bool:
+        """Whether both routes give one row the same loss, and the same up to rounding at that."""
+        chunked, plain = self._chunked(head, batch), self._plain(batch)
+        self.route = ""
+        tolerance = 1e-5 if self.model.dtype == torch.float32 else 2e-2
+        return torch.allclose(chunked[0], plain[0], rtol=tolerance, atol=tolerance)
+
+    def _chunked(self, head: Head, batch: Batch) -> Sums:
+        captured = head.capture(batch.inputs())
+        if captured is None:
+            return self._plain(batch)
+        self.route = CHUNKED
+        hidden = captured.hidden[:, -batch.input_ids.shape[1] :]  # what a soft prompt put in front is not labelled
+        return self._summed(hidden, batch, lambda states: head.logits(captured, states))
+
+    def _plain(self, batch: Batch) -> Sums:
+        self.route = PLAIN
+        parts = []
+        for row in single_rows(batch):
+            logits = self.model(**row.inputs(), **without_cache(self.model)).logits  # [1, length', vocab]
+            parts.append(self._summed(logits[:, -row.input_ids.shape[1] :], row, lambda states: states))
+        losses, tokens, correct = (torch.cat(part) for part in zip(*parts, strict=True))
+        return losses, tokens, correct
+
+    def _summed(self, states: Tensor, batch: Batch, to_logits: Callable[[Tensor], Tensor]) -> Sums:
+        """states: [rows, length, *] -> sums over labelled positions, some positions at a time."""
+        assert batch.labels is not None
+        labels = batch.labels[:, 1:] if self.shift else batch.labels
+        row, place = (labels != IGNORE).nonzero(as_tuple=True)  # [positions] each
+        sums = _no_sums(len(batch), labels.device)
+        size = self.chunk_tokens or max(1, CHUNK_BYTES // (4 * self.model.config.get_text_config().vocab_size))
+        for part in torch.arange(len(row), device=row.device).split(size):
+            logits = to_logits(states[row[part], place[part]][None])[0]  # [part, vocab]
+            more = _sums(logits, labels[row[part], place[part]], row[part], len(batch))
+            sums = (sums[0] + more[0], sums[1] + more[1], sums[2] + more[2])
+        return sums
+
+
+def single_rows(batch: Batch) -> Iterator[Batch]:
+    """The rows of a batch by themselves, without padding."""
+    for number, length in enumerate(batch.lengths):
+        start = int(batch.attention_mask[number].argmax())
+        here = (slice(number, number + 1), slice(start, start + length))
+        labels, types = batch.labels, batch.token_type_ids
+        if labels is not None:
+            labels = labels[here] if labels.ndim == 2 else labels[here[0]]
+        yield Batch(
+            input_ids=batch.input_ids[here],
+            attention_mask=batch.attention_mask[here],
+            labels=labels,
+            token_type_ids=None if types is None else types[here],
+            rows=batch.rows[number : number + 1],
+            lengths=(length,),
+        )
+
+
+def first_row(batch: Batch) -> Batch:
+    """The first row of a batch that has a labelled position, or simply the first."""
+    return next((row for row in single_rows(batch) if row.num_targets), next(single_rows(batch)))
+
+
+def _sums(logits: Tensor, labels: Tensor, rows: Tensor, num_rows: int) -> Sums:
+    """logits: [n, vocab], labels: [n], rows: [n] the row that each belongs to -> sums of `num_rows` rows."""
+    losses = F.cross_entropy(logits.float(), labels, reduction="none").double()  # [n]
+    right = (logits.argmax(dim=-1) == labels).long()  # [n]
+    total, tokens, correct = _no_sums(num_rows, logits.device)
+    return (
+        total.index_add(0, rows, losses),
+        tokens.index_add(0, rows, torch.ones_like(rows)),
+        correct.index_add(0, rows, right),
+    )
+
+
+def _no_sums(num_rows: int, device: torch.device) -> Sums:
+    counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    return torch.zeros(num_rows, dtype=torch.float64, device=device), counts, counts.clone()
