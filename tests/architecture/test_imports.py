@@ -84,21 +84,21 @@ def imports(module: str, *, in_functions: bool = True, for_typing: bool = True) 
     yield from _walk(ast.parse(path.read_text(encoding="utf-8")), package, in_functions, for_typing)
 
 
-def _walk(
-    node: ast.AST, package: list[str], in_functions: bool, for_typing: bool
-) -> Iterator[tuple[str, int]]:
+def _walk(node: ast.AST, package: list[str], in_functions: bool, for_typing: bool) -> Iterator[tuple[str, int]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from ((alias.name, child.lineno) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             above = package[: len(package) - child.level + 1] if child.level else []
             stem = ".".join([*above, *([child.module] if child.module else [])])
-            if stem == "budwood" or (child.level and not child.module):
-                yield from ((f"{stem}.{alias.name}", child.lineno) for alias in child.names)
-            else:
-                yield stem, child.lineno
+            names = [f"{stem}.{alias.name}" for alias in child.names]
+            yield from ((name if _is_module(name) else stem, child.lineno) for name in names)
         elif not _skipped(child, in_functions, for_typing):
             yield from _walk(child, package, in_functions, for_typing)
+
+
+def _is_module(name: str) -> bool:
+    return name.removeprefix("budwood.") in MODULES and name.startswith("budwood.")
 
 
 def _skipped(node: ast.AST, in_functions: bool, for_typing: bool) -> bool:

@@ -1,0 +1,248 @@
+"""Models and tokenizers into memory: safetensors only, complete or refused, and quiet."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from budwood.assets.gguf import read_model, read_tokenizer, require_gguf
+from budwood.assets.padding import ensure_padding
+from budwood.assets.quiet import quiet
+from budwood.errors import BadCheckpoint, BadConfig, NotAvailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from budwood.assets.resolve import ModelRef
+
+Task = Literal["causal-lm", "classification"]
+
+_log = logging.getLogger(__name__)
+
+
+def load_model(
+    ref: ModelRef,
+    *,
+    task: Task,
+    labels: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Returns the model on the CPU, in evaluation mode, with a head for the task.
+
+    labels: the classes, in the order of their numbers, for a new or retrained head; None keeps the stored head
+    dtype:  of the weights; None keeps the stored one (float32 for GGUF)
+    trust_remote_code: run the code that the model's folder brings along
+    Raises  BadConfig if labels are wanting; BadCheckpoint if weights are missing or do not fit; NotAvailable if the
+            model cannot do the task, or needs code or packages that are not there.
+    """
+    config = _read_config(ref, trust_remote_code)
+    _check_task(ref, config, task)
+    settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if labels is not None and task == "classification":
+        settings.update(_label_settings(ref, config, labels))
+    model, report = _read_weights(ref, _auto_class(task), dtype, settings)
+    _check_report(ref, model, report, task, labels)
+    _set_padding(ref, model, trust_remote_code)
+    return model
+
+
+def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer, with a padding token that it already had in its vocabulary; never adds one.
+
+    What was chosen for padding is logged.  Raises BadCheckpoint if there is no usable tokenizer; NotAvailable if it
+    needs code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    if ref.kind == "gguf":
+        tokenizer = read_tokenizer(ref.path)
+    else:
+        with _explained(ref, "tokenizer"), quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                ref.path, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    # transformers makes up an empty vocabulary where a folder has no tokenizer files
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise BadCheckpoint(f"{ref.name} has no tokenizer (tokenizer.json); copy the tokenizer's files into {ref.path}")
+    chosen = ensure_padding(tokenizer, ref.name)
+    if chosen is not None:
+        _log.info(chosen)
+    return tokenizer
+
+
+def stored_labels(ref: ModelRef, *, trust_remote_code: bool = False) -> tuple[str, ...] | None:
+    """Returns the labels that the checkpoint's own head was trained for, in order; None if it names none."""
+    return _labels_of(_read_config(ref, trust_remote_code))
+
+
+def _labels_of(config: Any) -> tuple[str, ...] | None:
+    named = config.to_diff_dict().get("id2label")
+    if not named:
+        return None
+    return tuple(str(named[number]) for number in sorted(named, key=int))
+
+
+def _read_config(ref: ModelRef, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    if ref.kind == "gguf":
+        require_gguf(ref.path)
+        with _explained(ref, "configuration"), quiet():
+            return AutoConfig.from_pretrained(ref.path.parent, gguf_file=ref.path.name)
+    _check_architecture(ref, trust_remote_code)
+    with _explained(ref, "configuration"), quiet():
+        return AutoConfig.from_pretrained(ref.path, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def _check_architecture(ref: ModelRef, trust_remote_code: bool) -> None:
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    try:
+        config = json.loads((ref.path / "config.json").read_text(encoding="utf-8"))
+        kind, own_code = config.get("model_type"), config.get("auto_map")
+    except (OSError, ValueError, AttributeError) as problem:
+        raise BadCheckpoint(f"{ref.path / 'config.json'} cannot be read: {problem}; copy the file again") from problem
+    if kind is None and own_code is None:
+        raise BadCheckpoint(f"{ref.path / 'config.json'} names no model_type, so nobody can tell what model it is")
+    if kind in CONFIG_MAPPING or (own_code and trust_remote_code):
+        return
+    if own_code:
+        raise NotAvailable(
+            f"{ref.name} brings Python code of its own ({kind}) and cannot be loaded without running it. "
+            f"Read the .py files in {ref.path}; if you trust them, add --trust-remote-code to this run"
+        )
+    raise NotAvailable(
+        f"{ref.name} is of the kind {kind!r}, which transformers {transformers.__version__} does not know; "
+        f"a newer one may: pip install -U transformers"
+    )
+
+
+def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    kind, own_code = type(config), config.to_dict().get("auto_map") or {}
+    if task == "classification":
+        if (
+            kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+            and "AutoModelForSequenceClassification" not in own_code
+        ):
+            raise NotAvailable(
+                f"{ref.name} ({config.model_type}) has no form with a classification head in transformers"
+            )
+        return
+    if config.is_encoder_decoder:
+        raise NotAvailable(
+            f"{ref.name} ({config.model_type}) is an encoder-decoder, and a decoder is asked for here (causal LM); "
+            f"name a causal LM such as demo-lm"
+        )
+    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder", False)
+    no_form = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code
+    if is_encoder or no_form:
+        raise NotAvailable(
+            f"{ref.name} ({config.model_type}) is no causal LM: it cannot continue a text. Use it with labelled data "
+            f"(text and label), or name a causal LM such as demo-lm"
+        )
+
+
+def _label_settings(ref: ModelRef, config: Any, labels: Sequence[str]) -> dict[str, Any]:
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise BadConfig(f"labels are {list(labels)}; expected at least two, all different")
+    stored = _labels_of(config)
+    if stored is not None and set(stored) == set(labels) and stored != tuple(labels):
+        raise BadConfig(
+            f"{ref.name} has a head for these labels in another order, {list(stored)}; give them in that order"
+        )
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def _auto_class(task: Task) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+
+
+def _read_weights(
+    ref: ModelRef, auto_class: Any, dtype: torch.dtype | None, settings: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    if ref.kind == "gguf":
+        model, report = read_model(auto_class, ref.path, **settings)
+        return (model if dtype is None else model.to(dtype)), report
+    with _explained(ref, "weights"), quiet():
+        model, report = auto_class.from_pretrained(
+            ref.path,
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported, and refused by us unless it is the head
+            output_loading_info=True,
+            **settings,
+        )
+    return model, report
+
+
+def _check_report(ref: ModelRef, model: Any, report: dict[str, Any], task: Task, labels: Sequence[str] | None) -> None:
+    """Every weight of the body must have come from the file; only a classifier's head may be new."""
+    misfits = {entry[0]: entry[1:] for entry in report["mismatched_keys"]}
+    absent = set(report["missing_keys"]) | set(misfits)
+    new = {key for key in absent if task == "classification" and _is_head(model, key)}
+    if lost := sorted(absent - new):
+        shapes = (
+            f" (stored {tuple(misfits[lost[0]][0])}, needed {tuple(misfits[lost[0]][1])})" if lost[0] in misfits else ""
+        )
+        raise BadCheckpoint(
+            f"{ref.name}: {len(lost)} weights of {type(model).__name__} are missing or do not fit, "
+            f"{lost[0]}{shapes} among them; the weights belong to another model than config.json says, or are cut off"
+        )
+    if new and labels is None:
+        raise BadConfig(f"{ref.name} has no classification head yet; say which labels a new one is to have")
+    if new:
+        _log.info("%s: new, not yet trained: %s", ref.name, ", ".join(sorted(new)))
+
+
+def _is_head(model: Any, key: str) -> bool:
+    """True for weights outside the body, and for the pooler, which a masked LM comes without."""
+    body = f"{model.base_model_prefix}."
+    return not key.startswith(body) or key.startswith(f"{body}pooler.")
+
+
+def _set_padding(ref: ModelRef, model: Any, trust_remote_code: bool) -> None:
+    """A decoder's classification head reads at the last token that is no padding: it must know which that is."""
+    if model.config.get_text_config().pad_token_id is not None:
+        return
+    number = load_tokenizer(ref, trust_remote_code=trust_remote_code).pad_token_id
+    for config in {id(found): found for found in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = number
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = number
+
+
+@contextmanager
+def _explained(ref: ModelRef, what: str) -> Iterator[None]:
+    """Turns transformers' and safetensors' refusals into ours."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as problem:
+        raise NotAvailable(f"the {what} of {ref.name} needs a package that is not here: {problem}") from problem
+    except SafetensorError as problem:
+        raise BadCheckpoint(f"{ref.name}: a weight file is damaged or cut off ({problem}); copy it again") from problem
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and "memory" in str(problem):
+            raise
+        raise BadCheckpoint(f"the {what} of {ref.name} cannot be read: {problem}") from problem
