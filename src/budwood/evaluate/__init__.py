@@ -10,6 +10,9 @@ from budwood.evaluate.loss import LossReport as LossReport
 from budwood.evaluate.loss import evaluate_loss as evaluate_loss
 from budwood.evaluate.mode import evaluating as evaluating
 from budwood.evaluate.sampling import Sampling as Sampling
+from budwood.evaluate.task import METRICS as METRICS
 from budwood.evaluate.task import EvaluationResult as EvaluationResult
+from budwood.evaluate.task import Options as Options
 from budwood.evaluate.task import Prediction as Prediction
+from budwood.evaluate.task import Task as Task
 from budwood.evaluate.task import evaluate as evaluate

@@ -120,16 +120,20 @@ def context_of(model: Any) -> int | None:
 
 
 def _encoded(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[Example]:
-    """Prompts as token ids, in their order; text gets the special tokens that the tokenizer puts in front."""
-    turns = {place: _turns(prompt) for place, prompt in enumerate(prompts) if not isinstance(prompt, str)}
-    examples = dict(zip(turns, encode_prompts(list(turns.values()), tokenizer, template=template), strict=True))
-    for place, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            examples[place] = Example(ids=list(tokenizer(prompt)["input_ids"]), row=place)
+    """Prompts as token ids, in their order; all get the special tokens that stand in front in training."""
+    examples: dict[int, Example] = {}
+    ways: tuple[tuple[bool, Template], ...] = ((True, "plain"), (False, template))
+    for is_text, written in ways:
+        places = [place for place, prompt in enumerate(prompts) if isinstance(prompt, str) == is_text]
+        turns = [_turns(prompts[place]) for place in places]
+        if places:
+            examples.update(zip(places, encode_prompts(turns, tokenizer, template=written), strict=True))
     return [examples[place] for place in range(len(prompts))]
 
 
-def _turns(prompt: Sequence[Turn] | Sequence[Mapping[str, str]]) -> list[Turn]:
+def _turns(prompt: Prompt) -> list[Turn]:
+    if isinstance(prompt, str):
+        return [Turn("user", prompt)]
     turns = []
     for turn in prompt:
         if isinstance(turn, Turn):

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from budwood.data import Batch, Corpus, Example, Row, Turn, collate, encode
+from budwood.errors import BadConfig, BadData, did_you_mean
+from budwood.evaluate.classify import classify
+from budwood.evaluate.generate import Generation, complete, context_of, stop_tokens
+from budwood.evaluate.loss import evaluate_loss
+from budwood.evaluate.overlap import best, bleu, exact_match, exact_of, f1_of, rouge_l, rouge_l_of, token_f1
+from budwood.evaluate.sampling import Sampling
 from budwood.records import Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from budwood.data import Template
+    from budwood.records import Json
+
+LOSS = ("loss", "perplexity", "token_accuracy")
+CLASSES = ("accuracy", "macro_f1", "mcc", "loss")
+OF_ANSWERS = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l, "bleu": bleu}
+OF_ANSWER = {"exact_match": exact_of, "token_f1": f1_of, "rouge_l": rouge_l_of}
+METRICS: Mapping[str, tuple[str, ...]] = {"causal-lm": (*LOSS, *OF_ANSWERS), "classification": CLASSES}
+"""What can be asked for, by the task of a corpus."""
+
+DEFAULT: Mapping[str, tuple[str, ...]] = {"causal-lm": LOSS, "classification": CLASSES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to evaluate."""
+
+    metrics: tuple[str, ...] = ()
+    """Names of METRICS; none given, those that need no generation."""
+    batch: int = 8
+    """Rows evaluated at once."""
+    max_length: int | None = None
+    """Tokens a row keeps; None is the tokenizer's limit or the model's context."""
+    max_new_tokens: int = 128
+    """Tokens an answer may have."""
+    answers: int | None = None
+    """How many prompts are answered for the metrics of answers: the first ones; None answers all."""
+    template: Template = "auto"
+    """How turns are written: "chat", "plain", or "auto"."""
+    sampling: Sampling | None = None
+    """None answers greedily."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +56,21 @@ class Prediction:
     """What a model made of one row: a line of predictions.jsonl."""
 
     row: int
-    """Row number in the data."""
+    """Index into the split's rows; the first of those that ask the same."""
+    where: str
+    """'faq.jsonl, row 3'."""
     prompt: str
     """What it was asked."""
-    prediction: str
-    """What it answered."""
+    prediction: str | None
+    """What it answered, or the class's name; None where no answer was wanted."""
     references: tuple[str, ...]
     """What would have been right."""
-    values: dict[str, float]
-    """This row's part in each metric; runs are compared by them."""
+    values: Mapping[str, float]
+    """This row's part in the scores; runs are compared by them."""
+
+    def to_dict(self) -> dict[str, Json]:
+        """Plain data for JSON."""
+        return {**vars(self), "references": list(self.references), "values": dict(self.values)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +78,197 @@ class EvaluationResult:
     """Scores, and the rows behind them."""
 
     scores: tuple[Score, ...]
+    """In the order asked for."""
     predictions: tuple[Prediction, ...]
+    """In row order."""
+    notes: tuple[str, ...] = ()
+    """What was left out or cut on the way."""
 
     def score(self, name: str) -> Score:
         """The score of that name.  Raises BadConfig, with the names there are."""
-        raise NotImplementedError
+        found = {score.name: score for score in self.scores}
+        if name not in found:
+            raise BadConfig(f"there is no score {name!r} in this evaluation; {did_you_mean(name, found)}")
+        return found[name]
 
 
-def evaluate(model: nn.Module, tokenizer: Any, rows: Sequence[Any], *, metrics: Sequence[str]) -> EvaluationResult:
-    """Evaluate on rows of a split."""
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Task:
+    """What any model can be asked: the rows of a split, and how they are scored."""
+
+    corpus: Corpus
+    split: str
+    options: Options = Options()
+
+    def __call__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+        """Scores of a model with its adapters as they are.
+
+        For metrics of answers, rows that ask the same become one prompt, for which each of their answers is right.
+        Raises BadConfig for a metric that the task does not have; BadData for a split that is not there or cannot
+        be evaluated.
+        """
+        names = self.metrics()
+        if self.corpus.task == "classification":
+            parts = [_classes(self, model, tokenizer)]
+        else:
+            parts = [_losses(self, model, tokenizer)] if set(names) & set(LOSS) else []
+            parts += [_answers(self, model, tokenizer)] if set(names) & set(OF_ANSWERS) else []
+        scores = {score.name: score for part in parts for score in part.scores}
+        return EvaluationResult(
+            scores=tuple(scores[name] for name in names),
+            predictions=_together([prediction for part in parts for prediction in part.predictions]),
+            notes=tuple(note for part in parts for note in part.notes),
+        )
+
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics asked for, each once, or those that need no generation."""
+        known = METRICS[self.corpus.task]
+        for name in self.options.metrics:
+            if name not in known:
+                raise BadConfig(f"there is no metric {name!r} for {self.corpus.task}; {did_you_mean(name, known)}")
+        return tuple(dict.fromkeys(self.options.metrics or DEFAULT[self.corpus.task]))
+
+    def prediction(self, row: int, said: str | None, right: Sequence[str], values: Mapping[str, float]) -> Prediction:
+        """The record of one row of the split."""
+        asked = self.corpus.rows(self.split)[row]
+        return Prediction(
+            row=row, where=asked.where, prompt=asked.prompt, prediction=said, references=tuple(right), values=values
+        )
+
+
+def evaluate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    split: str = "test",
+    *,
+    options: Options | None = None,
+) -> EvaluationResult:
+    """Scores of a model on one split: `Task(corpus, split, options)(model, tokenizer)`, and raises what that does."""
+    return Task(corpus, split, options or Options())(model, tokenizer)
+
+
+def batches(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[Batch]:
+    """All examples, those of like length together, the longest first: what does not fit shows at once."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")
+    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    for start in range(0, len(ordered), size):
+        yield collate(ordered[start : start + size], int(pad))
+
+
+def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Example], tuple[str, ...]]:
+    """The examples of the split, and what was cut or left out of it."""
+    options, context = task.options, context_of(model)
+    limit = options.max_length
+    if limit is None and context is not None and context < tokenizer.model_max_length:
+        limit = context
+    is_text = task.corpus.task != "classification"
+    encoded = encode(
+        task.corpus,
+        task.split,
+        tokenizer,
+        template=options.template,
+        max_length=limit,
+        stop_ids=stop_tokens(model, tokenizer, options.template) if is_text else (),
+    )
+    report = encoded.report
+    notes = []
+    if report.rows_cut:
+        notes.append(f"{report.rows_cut} of {report.rows} rows were cut to {report.max_length} tokens")
+    if report.rows_empty:
+        notes.append(f"{report.rows_empty} of {report.rows} rows had nothing to score and were left out")
+    return encoded.examples, tuple(notes)
+
+
+def _classes(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+    corpus, names = task.corpus, task.corpus.labels or ()
+    examples, notes = _encoded(task, model, tokenizer)
+    found = classify(model, batches(examples, tokenizer, task.options.batch))
+    if found.logits.shape[1] != len(names):
+        raise BadData(
+            f"the model knows {found.logits.shape[1]} classes and {corpus.origin} has {len(names)} "
+            f"({', '.join(names)}); evaluate on data with the classes it was trained on"
+        )
+    columns = (found.rows, found.predictions, found.labels, found.losses, found.confidences)
+    predictions = tuple(
+        task.prediction(
+            int(row),
+            names[guess],
+            (names[label],),
+            {"accuracy": float(guess == label), "loss": float(loss), "confidence": float(confidence)},
+        )
+        for row, guess, label, loss, confidence in zip(*columns, strict=True)
+    )
+    return EvaluationResult(scores=found.scores, predictions=predictions, notes=notes)
+
+
+def _losses(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+    examples, notes = _encoded(task, model, tokenizer)
+    report = evaluate_loss(model, batches(examples, tokenizer, task.options.batch))
+    rows = task.corpus.rows(task.split)
+    predictions = tuple(
+        task.prediction(
+            int(row),
+            None,
+            (rows[row].answer,) if rows[row].answer else (),
+            {"loss_sum": float(loss), "tokens": float(tokens), "tokens_right": float(right)},
+        )
+        for row, loss, tokens, right in zip(*report.by_row(), strict=True)
+    )
+    scores = (report.loss, report.perplexity, report.token_accuracy)
+    return EvaluationResult(scores=scores, predictions=predictions, notes=notes)
+
+
+def _answers(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+    rows, options = task.corpus.rows(task.split), task.options
+    questions = _questions(rows)
+    asked = list(questions.items())[: options.answers]
+    if not asked:
+        raise BadData(
+            f"{task.corpus.origin}, {task.split} has no questions with answers, which {', '.join(OF_ANSWERS)} need; "
+            f"ask for {', '.join(LOSS)}"
+        )
+    answers = complete(
+        model,
+        tokenizer,
+        [turns for turns, _ in asked],
+        max_new_tokens=options.max_new_tokens,
+        sampling=options.sampling,
+        batch_size=options.batch,
+        template=options.template,
+    )
+    texts = [answer.text.strip() for answer in answers]
+    references = [list(dict.fromkeys(rows[row].answer for row in same)) for _, same in asked]
+    scores = [OF_ANSWERS[name](texts, references) for name in task.metrics() if name in OF_ANSWERS]
+    predictions = tuple(
+        task.prediction(same[0], text, right, _values(text, right, answer, task.metrics()))
+        for (_, same), text, answer, right in zip(asked, texts, answers, references, strict=True)
+    )
+    notes = [f"the first {len(asked)} of {len(questions)} prompts were answered"] if len(asked) < len(questions) else []
+    return EvaluationResult(scores=tuple(scores), predictions=predictions, notes=tuple(notes))
+
+
+def _questions(rows: Sequence[Row]) -> dict[tuple[Turn, ...], list[int]]:
+    """What is asked, to the rows that ask it and have an answer, in row order."""
+    found: dict[tuple[Turn, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.asked and row.answer:
+            found.setdefault(row.asked, []).append(place)
+    return found
+
+
+def _values(text: str, references: Sequence[str], answer: Generation, metrics: Sequence[str]) -> dict[str, float]:
+    values = {name: best(of, text, references) for name, of in OF_ANSWER.items() if name in metrics}
+    return {**values, "new_tokens": float(len(answer.ids)), "stopped": float(answer.stopped)}
+
+
+def _together(predictions: Sequence[Prediction]) -> tuple[Prediction, ...]:
+    """One record for each row, in row order: what a later one adds to an earlier one of the same row."""
+    found: dict[int, Prediction] = {}
+    for prediction in predictions:
+        old = found.get(prediction.row)
+        values = {**(old.values if old else {}), **prediction.values}
+        found[prediction.row] = replace(prediction, values=values)
+    return tuple(found[row] for row in sorted(found))
