@@ -46,7 +46,7 @@ IS_A: dict[str, str] = {}
 ONLY_IN: dict[str, set[str]] = {
     "accelerate": {"train"},
     "transformers": {
-        *("anatomy.probe", "core.inputs", "core.attention"),
+        *("anatomy", "core.inputs", "core.attention"),
         *("assets", "data", "evaluate", "train", "cli"),
     },
     "huggingface_hub": {"assets", "data"},
@@ -55,8 +55,8 @@ ONLY_IN: dict[str, set[str]] = {
     "sacrebleu": {"evaluate"},
     "bitsandbytes": {"core", "assets"},
     "cyclopts": {"cli"},
-    "rich": {"cli"},
-    "jinja2": {"cli", "records", "train"},
+    "rich": {"cli", "data.preview"},
+    "jinja2": {"data.templates", "records", "train"},
     "platformdirs": {"assets", "cli"},
     "filelock": {"assets", "records"},
     "psutil": {"records", "train"},
