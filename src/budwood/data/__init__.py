@@ -21,11 +21,12 @@ from budwood.data.corpus import Row as Row
 from budwood.data.corpus import Task as Task
 from budwood.data.corpus import Text as Text
 from budwood.data.corpus import Turn as Turn
-from budwood.data.encode import Encoded as Encoded
-from budwood.data.encode import EncodingReport as EncodingReport
 from budwood.data.encode import encode as encode
 from budwood.data.encode import encode_prompts as encode_prompts
+from budwood.data.encoded import Encoded as Encoded
+from budwood.data.encoded import EncodingReport as EncodingReport
 from budwood.data.preview import preview as preview
+from budwood.data.preview import stretches as stretches
 from budwood.data.shapes import parse_columns as parse_columns
 from budwood.data.sources import read as read
 from budwood.data.templates import Template as Template

@@ -6,13 +6,12 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from budwood.errors import BadConfig, BadData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
     from torch import Tensor
 
 IGNORE = -100
@@ -104,6 +103,8 @@ def collate(
     width: pad to this many tokens instead of the longest example's.
     Raises BadData if there are no examples or they are of different kinds.
     """
+    import torch  # here, so that looking at data does not wait for it
+
     if not examples:
         raise BadData("a batch of no rows was asked for; give at least one row")
     kinds = {(example.labels is None, example.label is None) for example in examples}

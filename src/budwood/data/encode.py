@@ -1,14 +1,14 @@
-"""Rows to token ids: which tokens are learned, what is cut, and the counts that say so."""
+"""Rows to token ids: which tokens are learned, and what is cut."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from budwood.data.batch import IGNORE, Example
-from budwood.data.checks import repeats
 from budwood.data.corpus import Conversation, Labelled, Text
+from budwood.data.encoded import Encoded, count
 from budwood.data.templates import Rendering, Style, Template, style_for
 from budwood.errors import BadConfig, BadData
 
@@ -22,46 +22,6 @@ CHUNK = 512
 
 ENDLESS = 10**6
 """A tokenizer's own maximum above this means that it names none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingReport:
-    """Counts over one encoded split."""
-
-    rows: int
-    """Rows read."""
-    examples: int
-    """Examples made of them: without the empty rows, with the unrolled turns."""
-    learned_tokens: int
-    """Targets of the loss: learned tokens, or rows for classification."""
-    total_tokens: int
-    """Tokens of all examples, without padding."""
-    rows_cut: int
-    """Rows longer than max_length, which lost their end."""
-    rows_empty: int
-    """Rows left out because nothing to learn was left (their whole answer was cut, or they have none)."""
-    rows_unrolled: int
-    """Conversations made into one example per answer, because the template rewrites earlier turns."""
-    duplicates: int
-    """Rows that repeat an earlier row of the split."""
-    longest: int
-    """Tokens of the longest example before cutting: the max_length that cuts nothing."""
-    percentiles: tuple[tuple[int, int], ...]
-    """(percent, tokens) of the lengths before cutting, for 50, 90 and 99."""
-    max_length: int | None
-    """The limit that held: the one asked for, else the tokenizer's own, else None."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Examples of one split, how they were written, and the counts."""
-
-    examples: list[Example]
-    report: EncodingReport
-    template: Literal["chat", "plain", "none"]
-    """What 'auto' came to; 'none' for text and classification."""
-    stop_ids: tuple[int, ...]
-    """Tokens that end an answer in these examples: what generation has to stop at. Empty for classification."""
 
 
 def encode(
@@ -102,7 +62,7 @@ def encode(
         examples = [_cut(example, max_length) for example in whole]
         _refuse_nothing_learned(f"{corpus.origin}, {split}", whole, examples, max_length)
     kept = [example for example in examples if example.num_targets]
-    report = _report(rows, kept, examples, lengths, max_length)
+    report = count(rows, kept, examples, lengths, max_length)
     return Encoded(examples=kept, report=report, template=used, stop_ids=stops)
 
 
@@ -263,25 +223,3 @@ def _refuse_nothing_learned(
 def _first_learned(example: Example) -> int:
     labels = example.labels or []
     return next(place for place, label in enumerate(labels) if place and label != IGNORE)
-
-
-def _report(
-    rows: Sequence[Row], kept: Sequence[Example], all_: Sequence[Example], lengths: list[int], limit: int | None
-) -> EncodingReport:
-    ordered = sorted(lengths)
-    with_targets = {example.row for example in kept}
-    seen = [example.row for example in all_]
-    cut = {row for row, length in zip(seen, lengths, strict=True) if limit is not None and length > limit}
-    return EncodingReport(
-        rows=len(rows),
-        examples=len(kept),
-        learned_tokens=sum(example.num_targets for example in kept),
-        total_tokens=sum(len(example.ids) for example in kept),
-        rows_cut=len(cut),
-        rows_empty=len(rows) - len(with_targets),
-        rows_unrolled=len({a for a, b in zip(seen, seen[1:], strict=False) if a == b}),
-        duplicates=len(repeats(rows)),
-        longest=ordered[-1],
-        percentiles=tuple((p, ordered[max(0, -(-len(ordered) * p // 100) - 1)]) for p in (50, 90, 99)),
-        max_length=limit,
-    )

@@ -21,6 +21,9 @@ SPLIT_NAMES = {
 """Words in file, folder and split names, to the split they mean."""
 
 SHARD = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")
+NOT_DATA = (".", "README", "LICENSE", "SOURCE.json")
+"""How names of files that are about the data begin."""
+
 ANSWER_S = 4.0
 """Seconds in which the hub has to answer."""
 
@@ -43,45 +46,49 @@ def read(
     check_columns(columns)
     if isinstance(source, str | Path):
         origin = str(source)
-        tables = _read_named(origin, {*CANONICAL, *columns.values()})
+        tables, ignored = _read_named(origin, {*CANONICAL, *columns.values()})
     else:
         origin = type(source).__name__
-        tables = _read_object(source, origin)
-    return assemble(origin, tables, columns=columns, task=task, labels=labels)
+        tables, ignored = _read_object(source, origin), []
+    corpus = assemble(origin, tables, columns=columns, task=task, labels=labels)
+    return corpus.replace_splits(corpus.splits, f"not read: {', '.join(ignored)}") if ignored else corpus
 
 
-def _read_named(name: str, known: set[str]) -> dict[str, list[Table]]:
+def _read_named(name: str, known: set[str]) -> tuple[dict[str, list[Table]], list[str]]:
+    """Tables by split, and the names of data files beside them that were not read."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return {split: [read_file(file, known) for file in files] for split, files in folder_splits(path).items()}
+        splits, ignored = folder_splits(path)
+        return {split: [read_file(file, known) for file in files] for split, files in splits.items()}, ignored
     if path.exists():
-        return {"train": [read_file(path, known)]}
+        return {"train": [read_file(path, known)]}, []
     hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and path.suffix.lower() not in SUFFIXES
     if hub_like and not path.parent.exists():
-        return _read_hub(name)
+        return _read_hub(name), []
     error = missing(path)
     if "/" not in name and not path.suffix:
         raise NotAvailable(f"{error}. A data set of the hub is written owner/name")
     raise error
 
 
-def folder_splits(folder: Path) -> dict[str, list[Path]]:
+def folder_splits(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The data files of a folder by split, from names such as train.jsonl, dev.tsv, test-00000-of-00002.parquet.
 
     Files lie in the folder, in `data/`, or in a folder named after their split. One file of any name is train.
+    Also gives the names of data files that belong to no split.
     Raises BadData if there is no data file, or it cannot be told which file is which split.
     """
     files = sorted(
         file
         for file in (*folder.glob("*"), *folder.glob("*/*"))
-        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith((".", "README", "LICENSE"))
+        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(NOT_DATA)
     )
     splits: dict[str, list[Path]] = {}
     for file in files:
         if split := _split_of(file, folder):
             splits.setdefault(split, []).append(file)
     if not splits and len(files) == 1:
-        return {"train": files}
+        return {"train": files}, []
     if not splits:
         found = ", ".join(str(file.relative_to(folder)) for file in files[:8]) or "no data file"
         raise BadData(
@@ -92,7 +99,8 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
         if len({(file.parent, SHARD.sub("", file.stem), file.suffix) for file in several}) > 1:
             names = ", ".join(str(file.relative_to(folder)) for file in several)
             raise BadData(f"{folder}: {names} all look like the {split} split; keep one, or name one file")
-    return splits
+    ignored = [str(file.relative_to(folder)) for file in files if not _split_of(file, folder)]
+    return splits, ignored
 
 
 def _split_of(file: Path, folder: Path) -> str | None:

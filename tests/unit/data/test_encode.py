@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_tokenizers import BARE, CHATML, FORGETFUL, STRICT, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budwood import data
 from budwood.data import IGNORE, Corpus, Example, Row, Turn, encode, encode_prompts
 from budwood.errors import BadConfig, BadData
+from tiny_tokenizers import BARE, CHATML, FORGETFUL, STRICT, make_tokenizer
 
 
 def corpus_of(*values: Any, labels: tuple[str, ...] | None = None) -> Corpus:
@@ -174,6 +174,8 @@ def test_cutting_is_counted(base):
     assert report.longest == whole.longest and max(len(example.ids) for example in encoded.examples) == 6
     assert [example.row for example in encoded.examples] == [0, 1]
     assert encode(corpus, "train", base, max_length=whole.longest).report.rows_cut == 0
+    lines = "\n".join(report.describe())
+    assert "2 rows cut at max_length 6" in lines and "1 rows left out" in lines and f"longest {whole.longest}" in lines
 
 
 def test_every_answer_cut_away_names_the_length(base):
@@ -224,8 +226,7 @@ def test_preview(chatml, base):
     (example,) = encode(corpus_of(talk("hi [x]", "hello")), "train", chatml).examples
     shown = data.preview(example, chatml)
     assert shown == "<|im_start|>user\nhi [x]<|im_end|>\n<|im_start|>assistant\n[[hello<|im_end|>]]"
-    rich = data.preview(example, chatml, rich=True)
-    assert "\\[x]" in rich and rich.endswith("[bold green]hello<|im_end|>[/bold green]")
+    assert data.stretches(example, chatml)[-1] == ("hello<|im_end|>", True)
     labelled = Example(ids=base("a place")["input_ids"], label=1, row=0)
     assert data.preview(labelled, base, labels=("neg", "pos")) == "a place -> [[pos]]"
 

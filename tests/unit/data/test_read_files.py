@@ -122,9 +122,10 @@ def test_folder_of_splits(write):
     write("f/README.txt", "about")
     corpus = data.read(path.parent)
     assert {name: len(rows) for name, rows in corpus.splits.items()} == {"train": 1, "validation": 2, "test": 2}
-    refusal_of = "keep one"
+    write("f/notes.txt", "x")
+    assert data.read(path.parent).describe()[-1] == "not read: notes.txt"
     write("f/train.csv", "prompt,completion\na,b\n")
-    refusal(BadData, "train.csv", "train.jsonl", refusal_of, source=path.parent)
+    refusal(BadData, "train.csv", "train.jsonl", "keep one", source=path.parent)
 
 
 def test_folder_with_splits_as_folders_or_a_single_file(write):
