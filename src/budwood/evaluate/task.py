@@ -183,14 +183,10 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 
 def _classes(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
-    corpus, names = task.corpus, task.corpus.labels or ()
+    names, places = class_names(model.config.id2label, task.corpus)
     examples, notes = _encoded(task, model, tokenizer)
+    examples = [replace(example, label=places[example.label or 0]) for example in examples]
     found = classify(model, batches(examples, tokenizer, task.options.batch))
-    if found.logits.shape[1] != len(names):
-        raise BadData(
-            f"the model knows {found.logits.shape[1]} classes and {corpus.origin} has {len(names)} "
-            f"({', '.join(names)}); evaluate on data with the classes it was trained on"
-        )
     columns = (found.rows, found.predictions, found.labels, found.losses, found.confidences)
     predictions = tuple(
         task.prediction(
@@ -202,6 +198,28 @@ def _classes(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Eval
         for row, guess, label, loss, confidence in zip(*columns, strict=True)
     )
     return EvaluationResult(scores=found.scores, predictions=predictions, notes=notes)
+
+
+def class_names(known: Mapping[int, str], corpus: Corpus) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(name of each class of the model, the model's class for each label of the corpus), matched by name.
+
+    A model that never named its classes (LABEL_0, ...), and labels that are plain numbers, are matched by number.
+    Raises BadData where the data has a class that the model does not know.
+    """
+    labels = corpus.labels or ()
+    names = tuple(known[place] for place in range(len(known)))
+    if set(labels) <= set(names):
+        return names, tuple(names.index(label) for label in labels)
+    numbers = tuple(str(place) for place in range(len(names)))
+    if set(labels) <= set(numbers):
+        return names, tuple(numbers.index(label) for label in labels)
+    if names == tuple(f"LABEL_{number}" for number in numbers) and len(labels) == len(names):
+        return labels, tuple(range(len(labels)))
+    strange = [label for label in labels if label not in names]
+    raise BadData(
+        f"{corpus.origin} has the class {strange[0]!r}, which the model does not know; "
+        f"its {len(names)} classes are {', '.join(names)}: use data with these"
+    )
 
 
 def _losses(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
