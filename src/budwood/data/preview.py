@@ -33,9 +33,7 @@ def stretches(
     return found
 
 
-def preview(
-    example: Example, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] | None = None
-) -> str:
+def preview(example: Example, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] | None = None) -> str:
     """The example as one text with [[learned]] stretches in double brackets. Colours: use `stretches`."""
     found = stretches(example, tokenizer, labels=labels)
     return "".join(f"[[{text}]]" if is_learned else text for text, is_learned in found)
