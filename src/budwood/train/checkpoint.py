@@ -65,7 +65,8 @@ def save_state(folder: Path, prepared: Prepared, standing: Standing, *, identity
         file = folder / f"tensors-{standing.step:06d}-{digest[:8]}.safetensors"
         draft.replace(file)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
+        if draft.exists():
+            draft.unlink()
         raise not_writable(draft, error if isinstance(error, OSError) else OSError(str(error))) from error
     plain = {"version": STATE_VERSION, **asdict(standing), "random": dict(random.plain)}
     plain |= {"tensors": file.name, "sha256": digest, "identity": dict(identity)}

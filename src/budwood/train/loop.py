@@ -19,7 +19,7 @@ from budwood.train.interrupt import Interrupted, stop_requests
 from budwood.train.objective import Objective
 from budwood.train.observer import Observer, Silent, StepPoint
 from budwood.train.proof import Ledger
-from budwood.train.randomness import same_randomness
+from budwood.train.randomness import same_randomness, seed_everything
 from budwood.train.schedule import progress, rate_factor
 from budwood.train.setup import Prepared
 from budwood.train.step import agree, gradients, update
@@ -68,6 +68,8 @@ def fit(
               when the step is finished and the state saved
     """
     observer = observer or Silent()
+    if start is None:
+        seed_everything(config.seed)
     standing = start or Standing(pieces=config.accumulate)
     budget, total = config.parsed_budget, config.parsed_budget.steps(feed.steps_per_epoch)
     meter = Meter(threads=torch.get_num_threads())
@@ -100,7 +102,6 @@ def fit(
                 learned_tokens=standing.learned_tokens + outcome.targets,
             )
             before, share = share, agree(prepared, progress(budget, total, standing.step, standing.seconds))
-            stopped_by = int(agree(prepared, stop.signum or 0))
             observer.step(
                 StepPoint(
                     step=standing.step,
@@ -119,6 +120,7 @@ def fit(
             if validate is not None and _validation_due(config, standing.step, before, share):
                 with same_randomness(), prepared.arithmetic():
                     observer.validation(standing.step, validate())
+            stopped_by = int(agree(prepared, stop.signum or 0))
             if stopped_by:
                 _save(prepared, standing, saving)
                 raise Interrupted(

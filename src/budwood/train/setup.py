@@ -7,6 +7,7 @@ before (assets); attaching freezes; nothing compiles here yet; sharding is Accel
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,7 +169,9 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
             f"{type(model).__name__} cannot recompute its activations; leave gradient_checkpointing out "
             "and use more accumulation instead (accumulate: 2)"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings():  # renamed in transformers 5.23; the old name serves 5.17 as well
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _refuse_unfired(model: PreTrainedModel, sample: Batch) -> None:
