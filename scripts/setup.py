@@ -82,7 +82,8 @@ def with_uv(folder: Path) -> bool:
     try:
         run([uv, "venv", "--quiet", "--seed", "--python", base_python(), str(folder)])
         (folder / HALF_MADE).touch()
-        install([uv, "pip", "install", "--quiet", "--python", str(python_of(folder))])
+        links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
+        install([uv, "pip", "install", "--quiet", "--python", str(python_of(folder)), *links], last_resort=False)
     except StepError as problem:
         say(f"uv could not do it; trying venv and pip.  It was:\n{problem}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,7 +99,9 @@ def with_pip(folder: Path, *, fresh: bool) -> bool:
         (folder / HALF_MADE).touch()
         (folder / STAMP).unlink(missing_ok=True)
         python = str(python_of(folder))
-        install([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
+        install(
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"], last_resort=True
+        )
     except StepError as problem:
         say(f"pip could not do it:\n{problem}")
         return False
@@ -127,11 +130,15 @@ def new_venv(folder: Path) -> None:
         )
 
 
-def install(command: list[str]) -> None:
-    """Installs torch, then Budwood with everything its developers need; `command` is pip's or uv's, with options."""
+def install(command: list[str], *, last_resort: bool) -> None:
+    """Installs torch, then Budwood with everything its developers need.
+
+    command:     pip's or uv's `install`, with options
+    last_resort: take torch with CUDA rather than none
+    """
     pinned = [*command, "--constraint", str(ROOT / "constraints.txt")]
     problems = []
-    for way in torch_ways():
+    for way in torch_ways(last_resort):
         say(f"  {way[-1]} ...")
         try:
             run([*pinned, *way])
@@ -144,17 +151,18 @@ def install(command: list[str]) -> None:
     run([*pinned, "--editable", f"{ROOT}[dev]"])
 
 
-def torch_ways() -> list[list[str]]:
+def torch_ways(last_resort: bool) -> list[list[str]]:
     """What to ask for, in order, so that torch comes without gigabytes of CUDA where there is no NVIDIA card.
 
     The local version "+cpu" can only be a CPU build: first from where the user's own configuration looks (a folder of
-    wheels, a mirror), then from PyTorch's index.  Elsewhere, and as a last resort, whatever the index has.
+    wheels, a mirror), then from PyTorch's index.  Elsewhere, and as a last resort, whatever the user's index has.
     """
     version = pinned_torch()
     if platform.system() != "Linux" or has_nvidia():
         return [[f"torch=={version}"]]
     cpu = f"torch=={version}+cpu"
-    return [["--no-deps", cpu], ["--no-deps", "--index-url", CPU_INDEX, cpu], [f"torch=={version}"]]
+    ways = [["--no-deps", cpu], ["--no-deps", "--index-url", CPU_INDEX, cpu]]
+    return [*ways, [f"torch=={version}"]] if last_resort else ways
 
 
 def pinned_torch() -> str:
