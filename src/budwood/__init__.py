@@ -1,0 +1,76 @@
+"""Budwood adapts pre-trained language models on the hardware people actually have.
+
+The names are loaded when they are first used, so that `import budwood` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from budwood.anatomy import discover as discover
+    from budwood.core import Adapter as Adapter
+    from budwood.core import Method as Method
+    from budwood.core import Plan as Plan
+    from budwood.core import Route as Route
+    from budwood.core import Stack as Stack
+    from budwood.core import Sum as Sum
+    from budwood.core import activate as activate
+    from budwood.core import adapters as adapters
+    from budwood.core import attach as attach
+    from budwood.core import base_state_dict as base_state_dict
+    from budwood.core import detach as detach
+    from budwood.core import merge as merge
+    from budwood.core import parameters as parameters
+    from budwood.core import unfired as unfired
+    from budwood.core import using as using
+    from budwood.errors import BadCheckpoint as BadCheckpoint
+    from budwood.errors import BadConfig as BadConfig
+    from budwood.errors import BadData as BadData
+    from budwood.errors import BudwoodError as BudwoodError
+    from budwood.errors import CannotFold as CannotFold
+    from budwood.errors import Diverged as Diverged
+    from budwood.errors import NoSuchAdapter as NoSuchAdapter
+    from budwood.errors import NoSuchSite as NoSuchSite
+    from budwood.errors import NotAvailable as NotAvailable
+    from budwood.errors import OutOfMemory as OutOfMemory
+    from budwood.errors import VerificationFailed as VerificationFailed
+    from budwood.errors import WrongOrder as WrongOrder
+    from budwood.methods import IA3 as IA3
+    from budwood.methods import METHODS as METHODS
+    from budwood.methods import Full as Full
+    from budwood.methods import LoRA as LoRA
+    from budwood.methods import Selective as Selective
+    from budwood.methods import parse_method as parse_method
+
+    __version__: str
+
+_PLACES: dict[str, str] = {
+    **dict.fromkeys(("discover",), "anatomy"),
+    **dict.fromkeys(("Adapter", "Method", "Plan", "Route", "Stack", "Sum", "activate", "adapters", "attach"), "core"),
+    **dict.fromkeys(("base_state_dict", "detach", "merge", "parameters", "unfired", "using"), "core"),
+    **dict.fromkeys(("BadCheckpoint", "BadConfig", "BadData", "BudwoodError", "CannotFold", "Diverged"), "errors"),
+    **dict.fromkeys(("NoSuchAdapter", "NoSuchSite", "NotAvailable", "OutOfMemory"), "errors"),
+    **dict.fromkeys(("VerificationFailed", "WrongOrder"), "errors"),
+    **dict.fromkeys(("IA3", "METHODS", "Full", "LoRA", "Selective", "parse_method"), "methods"),
+}
+"""Public name to the part of Budwood that has it."""
+
+__all__ = sorted([*_PLACES, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("budwood")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'budwood' has no attribute {name!r}")
+    value = getattr(import_module(f"budwood.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

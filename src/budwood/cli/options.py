@@ -1,0 +1,100 @@
+"""Flags that several verbs share; each dataclass is flattened into a verb's own flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from budwood.cli.output import Level, Sink
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How a verb answers."""
+
+    json: bool = False
+    """One JSON object on stdout; the talk stays on stderr."""
+    quiet: Annotated[bool, Parameter(alias="-q")] = False
+    """Say nothing but errors."""
+    verbose: Annotated[bool, Parameter(alias="-v")] = False
+    """Say more; tracebacks for our own bugs."""
+
+    def sink(self) -> Sink:
+        """Where this verb's words go."""
+        level = Level.VERBOSE if self.verbose else Level.QUIET if self.quiet else Level.NORMAL
+        return Sink(is_json=self.json, level=level)
+
+
+Unlisted = Parameter(show=False)
+"""A flag that works and that the help leaves to docs/howto/cli.md."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train: with `Machine`, every setting of `budwood.train.TrainConfig`; the common ones are in the help."""
+
+    method: str | None = None
+    """What to train: NAME or NAME:field=value,... (see `budwood methods`). [lora]"""
+    budget: str | None = None
+    """How long: 10m, 500steps or 2epochs. [3epochs]"""
+    out: Path | None = None
+    """Folder of the run. [runs/DATE-METHOD-MODEL]"""
+    resume: str | None = None
+    """Go on with a run: a folder, a name or latest; nothing else is needed."""
+    dry_run: bool = False
+    """Stop after preflight: nothing is trained or written."""
+    force: bool = False
+    """Replace the run that is in --out."""
+    task: Annotated[str | None, Unlisted] = None
+    """causal-lm or classification, where the data leaves it open."""
+    accumulate: Annotated[int | None, Unlisted] = None
+    learning_rate: Annotated[float | None, Unlisted] = None
+    schedule: Annotated[str | None, Unlisted] = None
+    warmup: Annotated[float | None, Unlisted] = None
+    weight_decay: Annotated[float | None, Unlisted] = None
+    clip: Annotated[float | None, Unlisted] = None
+    gradient_checkpointing: Annotated[bool | None, Unlisted] = None
+    group_by_length: Annotated[bool | None, Parameter(show=False, negative="--no-group-by-length")] = None
+    eval_every: Annotated[int | None, Unlisted] = None
+    eval_rows: Annotated[int | None, Unlisted] = None
+    save_every: Annotated[float | None, Unlisted] = None
+    proof_steps: Annotated[int | None, Unlisted] = None
+    samples: Annotated[int | None, Unlisted] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a verb computes."""
+
+    config: Path | None = None
+    """YAML file with the same keys as the flags; flags win."""
+    seed: int | None = None
+    """Seed of everything random. [0]"""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:N or mps. [auto]"""
+    precision: str | None = None
+    """auto, exact (float32) or bf16. [auto]"""
+    batch: int | None = None
+    """Rows at once. [8]"""
+    offline: bool | None = None
+    """Never use the network."""
+    columns: Annotated[str | None, Unlisted] = None
+    """Which column is what, where the names do not say: prompt=q,completion=a."""
+    max_length: Annotated[int | None, Unlisted] = None
+    """Longest row in tokens; longer ones are cut."""
+    template: Annotated[str | None, Unlisted] = None
+    """auto, chat (the tokenizer's own template) or plain."""
+    trust_remote_code: Annotated[bool | None, Unlisted] = None
+    """Run the code that the model brings along."""
+
+
+def given(flags: object) -> dict[str, object]:
+    """The flags of a dataclass that were typed, by name; None and () are those that were not."""
+    values = {field.name: getattr(flags, field.name) for field in fields(flags)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if value is not None and value != ()}

@@ -1,0 +1,210 @@
+"""What `eval`, `try`, `merge` and `export` are about: a run or an adapter folder, with its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budwood.cli.layers import columns_of, text_of
+from budwood.cli.output import Sink
+from budwood.errors import BadConfig, NotAvailable
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from budwood.data import Corpus, Task
+    from budwood.records import RunFolder
+
+NAME = "trained"
+"""What the adapter is called while it is attached here."""
+PREFERENCE = ("test", "validation", "train")
+"""Which split is used where none is named: the first there is."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter on disk, and everything needed to put it on its base."""
+
+    folder: Path
+    """Where the adapter is."""
+    run: RunFolder | None
+    """The run it came from, None for a bare adapter folder."""
+    base: str
+    """The base model, as one would type it."""
+    task: Task
+    """causal-lm or classification."""
+    labels: tuple[str, ...] | None
+    """Classes in the order of the head."""
+    settings: Mapping[str, object]
+    """What was asked for, over what the run was trained with."""
+    sink: Sink
+
+    @property
+    def shown(self) -> str:
+        """How it is called in messages."""
+        return str(self.run.path if self.run else self.folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute. Raises BadConfig for a device that is not there."""
+        from budwood.train.precision import resolve_device
+
+        return resolve_device(text_of(self.settings, "device") or "auto")
+
+    @property
+    def compute(self) -> torch.dtype:
+        """The precision of products."""
+        from budwood.train.precision import resolve_precision
+
+        return resolve_precision(text_of(self.settings, "precision") or "auto", self.device)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Forwards inside use the precision asked for."""
+        from budwood.train.precision import arithmetic
+
+        with arithmetic(self.device, self.compute):
+            yield
+
+    def load_base(self, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """The base alone, on the device; dtype None is float32 for exact arithmetic, else what is stored."""
+        import torch
+
+        from budwood.assets import load_model, resolve_model
+        from budwood.train.randomness import seed_everything
+
+        ref = resolve_model(self.base, offline=bool(self.settings.get("offline")), say=self.sink.say)
+        if dtype is None and self.compute == torch.float32:
+            dtype = torch.float32
+        seed_everything(whole(self.settings, "seed", 0))
+        model = load_model(
+            ref,
+            task=self.task,
+            labels=self.labels,
+            dtype=dtype,
+            trust_remote_code=self._trusts,
+        )
+        return model.to(self.device)
+
+    def load(self, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """The base with the adapter on it, called NAME. Raises BadCheckpoint for a wrong base or damaged files."""
+        from budwood.interop import load
+
+        model = self.load_base(dtype=dtype)
+        load(model, self.folder, name=NAME)
+        return model
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        from budwood.assets import load_tokenizer, resolve_model
+
+        ref = resolve_model(self.base, offline=bool(self.settings.get("offline")), say=self.sink.say)
+        return load_tokenizer(ref, trust_remote_code=self._trusts)
+
+    def read(self, source: str | None) -> Corpus:
+        """Data to use it on: `source`, or what the run was trained with. Raises BadConfig where there is neither."""
+        from dataclasses import replace
+
+        from budwood.assets import resolve_data
+        from budwood.data import read
+
+        name = source or (self.run.manifest().data if self.run else None)
+        if name is None:
+            raise BadConfig(f"{self.shown} is a bare adapter; name the data, too: a file, a folder or a demo name")
+        found = resolve_data(name, offline=bool(self.settings.get("offline")), say=self.sink.say)
+        columns = columns_of(self.settings.get("columns"))
+        return replace(read(found, columns=columns, task=self.task, labels=self.labels), origin=name)
+
+    @property
+    def _trusts(self) -> bool:
+        return bool(self.settings.get("trust_remote_code"))
+
+
+@dataclass
+class Pair:
+    """The trained model and its base, in one model where the method can be switched off, else in two."""
+
+    subject: Subject
+    trained: PreTrainedModel
+    other: PreTrainedModel | None = None
+
+    @classmethod
+    def load(cls, subject: Subject) -> Pair:
+        """Both, on the device."""
+        from budwood.core import adapters
+
+        trained = subject.load()
+        in_place = bool(adapters(trained)[NAME].unfrozen)
+        return cls(subject, trained, subject.load_base() if in_place else None)
+
+    @contextmanager
+    def base(self) -> Iterator[PreTrainedModel]:
+        """The base, while inside."""
+        from budwood.core import using
+
+        if self.other is not None:
+            yield self.other
+        else:
+            with using(self.trained, None):
+                yield self.trained
+
+
+def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, model: str | None = None) -> Subject:
+    """The run or the adapter folder that a word means: a path, a run's name, the start of one, or latest.
+
+    model: the base to use instead of the one it names
+    Raises NotAvailable if there is no such thing, BadConfig where nothing says what its base is.
+    """
+    from budwood.records import RunFolder
+
+    path = Path(where).expanduser()
+    if (path / "adapter_config.json").is_file() and not (path / "run.json").is_file():
+        parent = path.parent
+        if not (parent / "run.json").is_file():
+            return _of_adapter(path, settings, sink, model)
+        path = parent
+    run = RunFolder.open(path if path.is_dir() else where)
+    manifest = run.manifest()
+    if not (run.adapter / "adapter_config.json").is_file():
+        raise NotAvailable(
+            f"{run.path} has no adapter yet (it is {manifest.status}); go on with: budwood train --resume {run.path}"
+        )
+    labels = _labels(run.adapter)
+    task: Task = "classification" if manifest.task == "classification" else "causal-lm"
+    return Subject(run.adapter, run, model or manifest.model, task, labels, _over(settings, run.config()), sink)
+
+
+def _of_adapter(path: Path, settings: Mapping[str, object], sink: Sink, model: str | None) -> Subject:
+    from budwood.interop import describe
+
+    found = describe(path)
+    base = model or found.base
+    if not base:
+        raise BadConfig(f"{path} does not say which base it is for; name it with --model")
+    task: Task = "classification" if found.labels else "causal-lm"
+    return Subject(path, None, base, task, found.labels, settings, sink)
+
+
+def _labels(folder: Path) -> tuple[str, ...] | None:
+    from budwood.interop import describe
+
+    return describe(folder).labels
+
+
+def _over(settings: Mapping[str, object], trained_with: Mapping[str, Any]) -> dict[str, object]:
+    """What was asked for, over those of the run's settings that say how rows are read."""
+    kept = ("columns", "template", "max_length", "seed", "trust_remote_code")
+    found: dict[str, object] = {key: trained_with[key] for key in kept if trained_with.get(key) is not None}
+    return {**found, **settings}
+
+
+def whole(settings: Mapping[str, object], key: str, default: int) -> int:
+    """A setting that must be a whole number. Raises BadConfig."""
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadConfig(f"{key} is {value!r}; it must be a whole number")
+    return value
