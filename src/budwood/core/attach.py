@@ -152,13 +152,11 @@ def unfired(model: nn.Module, batch: Mapping[str, Any]) -> tuple[str, ...]:
     """Paths of adapted modules that one forward on `batch` does not run, or that lost their adapter since attaching."""
     model = root_of(model)
     registry = registry_of(model)
-    sites = {s.path for a in registry.adapters.values() for s in a.sites} if registry else set()
-    lost = {path for path in sites if deltas_of(model.get_submodule(path)) is None}
+    sites = [s.path for a in registry.adapters.values() for s in a.sites] if registry else []
+    modules = dict(model.named_modules())
+    adapted = {path: modules[path] for path in sites if path in modules and deltas_of(modules[path]) is not None}
     fired: set[nn.Module] = set()
-    handles = [
-        model.get_submodule(path).register_forward_hook(lambda module, args, output: fired.add(module))
-        for path in sites
-    ]
+    handles = [m.register_forward_hook(lambda module, args, output: fired.add(module)) for m in adapted.values()]
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
@@ -169,8 +167,7 @@ def unfired(model: nn.Module, batch: Mapping[str, Any]) -> tuple[str, ...]:
             handle.remove()
         for module in training:
             module.training = True
-    order = [name for name, _ in model.named_modules() if name in sites]
-    return tuple(p for p in order if p in lost or model.get_submodule(p) not in fired)
+    return tuple(path for path in dict.fromkeys(sites) if path not in adapted or adapted[path] not in fired)
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -179,7 +176,11 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     registry = registry_of(model)
     inside = {f"{path}." for path, m in model.named_modules() if isinstance(m, Deltas)}
     state = {k: v for k, v in model.state_dict().items() if not any(k.startswith(p) for p in inside)}
-    return state | (registry.snapshot if registry else {})
+    if registry is None or not registry.snapshot:
+        return state
+    originals = {id(p): registry.snapshot[name] for name, p in model.named_parameters() if name in registry.snapshot}
+    tied = model.named_parameters(remove_duplicate=False)
+    return state | {name: originals[id(p)] for name, p in tied if id(p) in originals}
 
 
 def _check(model: nn.Module, method: Method, name: str) -> None:
@@ -188,22 +189,16 @@ def _check(model: nn.Module, method: Method, name: str) -> None:
             f"method is {method!r}; give a method object, as budwood.LoRA(rank=8) or budwood.parse_method('lora')"
         )
     if root_of(model) is not model:
-        raise WrongOrder(
-            "the model is already compiled or wrapped for DDP; attach first, then compile and wrap"
-        )
+        raise WrongOrder("the model is already compiled or wrapped for DDP; attach first, then compile and wrap")
     if any(isinstance(p, DTensor) for p in model.parameters()):
         raise WrongOrder(
             "the model is already sharded (it holds DTensors), so an adapter would not be; attach, then shard"
         )
     if not _NAME.fullmatch(name):
-        raise BadConfig(
-            f"adapter name {name!r}: use letters, digits, - and _ (it names a folder and a child module)"
-        )
+        raise BadConfig(f"adapter name {name!r}: use letters, digits, - and _ (it names a folder and a child module)")
     registry = registry_of(model)
     if registry and name in registry.adapters:
-        raise BadConfig(
-            f"an adapter called {name!r} is attached already; detach it first or choose another name"
-        )
+        raise BadConfig(f"an adapter called {name!r} is attached already; detach it first or choose another name")
 
 
 def _check_exclusive(registry: Registry | None, name: str, unfrozen: tuple[str, ...]) -> None:
@@ -212,14 +207,12 @@ def _check_exclusive(registry: Registry | None, name: str, unfrozen: tuple[str, 
     for other in registry.adapters.values():
         if other.unfrozen or unfrozen:
             raise WrongOrder(
-                f"{other.name!r} ({other.method.name}) is attached and {'it' if other.unfrozen else repr(name)} trains the "
-                "base's own weights, which admits no other adapter; detach or merge first"
+                f"{other.name!r} ({other.method.name}) is attached and {'it' if other.unfrozen else repr(name)} "
+                "trains the base's own weights, which admits no other adapter; detach or merge first"
             )
 
 
-def _build(
-    model: nn.Module, method: Method, anatomy: Anatomy, unfrozen: tuple[str, ...]
-) -> list[tuple[Site, Delta]]:
+def _build(model: nn.Module, method: Method, anatomy: Anatomy, unfrozen: tuple[str, ...]) -> list[tuple[Site, Delta]]:
     if unfrozen:
         return []
     heads = method.trained_sites(anatomy)
@@ -236,9 +229,7 @@ def _build(
         if base in modules:  # one module under two names, as T5's shared embedding
             continue
         if "deltas" in vars(base) or ("deltas" in base._modules and deltas_of(base) is None):
-            raise NoSuchSite(
-                f"{site.path} has a child of its own called 'deltas', so nothing can be attached there"
-            )
+            raise NoSuchSite(f"{site.path} has a child of its own called 'deltas', so nothing can be attached there")
         modules.add(base)
         delta = Trained(site, base) if site.path in taken else method.build(site, base)
         built.append((site, _place(delta, base)))
@@ -268,8 +259,8 @@ def _check_plan(model: nn.Module, plan: Plan) -> Registry:
     for adapter in registry.adapters.values():
         if adapter.unfrozen and plan != adapter.name:
             raise WrongOrder(
-                f"{adapter.name!r} ({adapter.method.name}) trains the base's own weights, so there is nothing to switch to; "
-                "budwood.detach gives the base back"
+                f"{adapter.name!r} ({adapter.method.name}) trains the base's own weights, so there is nothing to "
+                "switch to; budwood.detach gives the base back"
             )
     return registry
 
@@ -277,14 +268,10 @@ def _check_plan(model: nn.Module, plan: Plan) -> Registry:
 def _folded(model: nn.Module, site: Site, base: nn.Module, delta: Delta) -> dict[str, Tensor]:
     """The checked result of `delta.fold`."""
     strange = [
-        k
-        for k, p in base.named_parameters(recurse=False)
-        if type(p) is not nn.Parameter or not p.is_floating_point()
+        k for k, p in base.named_parameters(recurse=False) if type(p) is not nn.Parameter or not p.is_floating_point()
     ]
     if strange:
-        raise CannotFold(
-            f"{site.path}.{strange[0]} is stored as {type(base).__name__}; merge into an unquantised base"
-        )
+        raise CannotFold(f"{site.path}.{strange[0]} is stored as {type(base).__name__}; merge into an unquantised base")
     values = delta.fold(base)
     if values is None:
         raise CannotFold(

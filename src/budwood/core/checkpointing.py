@@ -40,6 +40,7 @@ class Replaying:
         self.checkpoint, self.switch = checkpoint, switch
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run `function(*args)` under the checkpoint function, tied to the plan now in force."""
         return self.checkpoint(_Replay(function, self.switch, self.switch.plan), *args)
 
 

@@ -80,16 +80,13 @@ class Method:
         for key, value in fields.items():
             field = cls.aliases.get(key, key)
             if field not in hints:
-                raise BadConfig(
-                    f"{cls.name} has no field {key!r}; {did_you_mean(key, [*hints, *cls.aliases])}"
-                )
+                raise BadConfig(f"{cls.name} has no field {key!r}; {did_you_mean(key, [*hints, *cls.aliases])}")
             if field in values:
                 raise BadConfig(f"{cls.name}: {field!r} is given twice (as {key!r} too); keep one")
             values[field] = coerce(f"{cls.name}.{field}", hints[field], value)
         return cls(**values)
 
 
-@cache
 def field_types(cls: type[Method]) -> dict[str, Any]:
     """Each field's type."""
     hints = typing.get_type_hints(cls)
@@ -107,9 +104,7 @@ def field_docs(cls: type) -> dict[str, str]:
         assert isinstance(tree, ast.ClassDef)
         for field, below in zip(tree.body, tree.body[1:], strict=False):
             match field, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                    value=ast.Constant(value=str() as text)
-                ):
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
                     docs[name] = " ".join(text.split())
     return docs
 
@@ -133,9 +128,7 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         items = value.split("+") if isinstance(value, str) else value
         if not isinstance(items, list | tuple | set | range):
             items = (items,)
-        return tuple(
-            coerce(what, inner[0], item) for item in (sorted(items) if isinstance(items, set) else items)
-        )
+        return tuple(coerce(what, inner[0], item) for item in (sorted(items) if isinstance(items, set) else items))
     if origin is dict:
         pairs = _pairs(what, value) if isinstance(value, str) else value
         if not isinstance(pairs, Mapping):
@@ -162,9 +155,7 @@ def _scalar(what: str, kind: type, value: Any) -> Any:
 
 
 def _words(kind: type) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(
-        kind, str(kind)
-    )
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}.get(kind, str(kind))
 
 
 def _pairs(what: str, text: str) -> dict[str, str]:

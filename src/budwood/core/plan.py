@@ -38,9 +38,7 @@ class Sum:
     def __post_init__(self) -> None:
         _require_parts(self, self.parts)
         if self.weights is not None and len(self.weights) != len(self.parts):
-            raise BadConfig(
-                f"Sum has {len(self.parts)} parts and {len(self.weights)} weights; give one weight a part"
-            )
+            raise BadConfig(f"Sum has {len(self.parts)} parts and {len(self.weights)} weights; give one weight a part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +58,8 @@ class Route:
             raise BadConfig(
                 f"Route needs rows as a [batch] int64 tensor; got shape {list(self.rows.shape)} of {self.rows.dtype}"
             )
-        if self.rows.device.type != "meta" and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < len(
-            self.parts
-        ):
-            raise BadConfig(
-                f"Route has {len(self.parts)} parts, so every row must be in 0..{len(self.parts) - 1}"
-            )
+        if self.rows.device.type != "meta" and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < len(self.parts):
+            raise BadConfig(f"Route has {len(self.parts)} parts, so every row must be in 0..{len(self.parts) - 1}")
 
 
 Plan = str | Stack | Sum | Route | None
@@ -86,9 +80,7 @@ def names(plan: Plan) -> Iterator[str]:
             for part in plan.parts:
                 yield from names(part)
         case _:
-            raise BadConfig(
-                f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, or None for the base"
-            )
+            raise BadConfig(f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, or None for the base")
 
 
 def run(plan: Plan, step: Step, y: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ METHODS: tuple[type[Method], ...] = (Full, Selective, LoRA, IA3)
 """Every method class, each with `.name`, each usable with no arguments."""
 
 _BY_NAME = {method.name: method for method in METHODS}
-_SHORT: dict[str, tuple[str, dict[str, Any]]] = {
+SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "bitfit": ("selective", {"part": "bitfit"}),
     "norms": ("selective", {"part": "norms"}),
     "last-layers": ("selective", {"part": "last-layers"}),
@@ -38,9 +38,7 @@ def parse_method(text: str) -> Method:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
-            raise BadConfig(
-                f"method {text!r}: {item!r} is not field=value; write {name}:field=value,field=value"
-            )
+            raise BadConfig(f"method {text!r}: {item!r} is not field=value; write {name}:field=value,field=value")
         if key.strip() in fields:
             raise BadConfig(f"method {text!r}: {key.strip()!r} is given twice")
         fields[key.strip()] = value.strip()
@@ -52,9 +50,7 @@ def method_from_dict(data: Mapping[str, Any] | str) -> Method:
     if isinstance(data, str):
         return parse_method(data)
     if not isinstance(data, Mapping) or len(data) != 1:
-        raise BadConfig(
-            f"method is {data!r}; write one name with its fields, as method: {{lora: {{rank: 16}}}}"
-        )
+        raise BadConfig(f"method is {data!r}; write one name with its fields, as method: {{lora: {{rank: 16}}}}")
     ((name, fields),) = data.items()
     if fields is not None and not isinstance(fields, Mapping):
         raise BadConfig(
@@ -70,7 +66,7 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def build_method(name: str, fields: Mapping[str, Any]) -> Method:
     """A method by name with its fields as plain data or text."""
-    word, preset = _SHORT.get(name, (name, {}))
+    word, preset = SHORT_NAMES.get(name, (name, {}))
     if word not in _BY_NAME:
-        raise BadConfig(f"no method is called {name!r}; {did_you_mean(name, [*_BY_NAME, *_SHORT])}")
+        raise BadConfig(f"no method is called {name!r}; {did_you_mean(name, [*_BY_NAME, *SHORT_NAMES])}")
     return _BY_NAME[word].from_dict({**preset, **fields})

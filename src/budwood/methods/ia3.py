@@ -1,4 +1,4 @@
-"""(IA)^3: Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper (Liu et al. 2022, arXiv:2205.05638, section 3.3).
+"""(IA)^3: Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper (Liu et al. 2022, arXiv:2205.05638, 3.3).
 
     k: l * K    v: l * V    feed-forward: W_2 (l * act(W_1 x))        l starts at one
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from budwood.anatomy import Site
 from budwood.core import Delta, Method
+from budwood.core.weights import rows_of, stored_as, weight_of
 from budwood.errors import NoSuchSite
-from budwood.methods.lora import rows_of, stored_as, weight_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,7 @@ class IA3(Method):
     def scales_input(self, site: Site) -> bool:
         """True where the vector scales what the site reads."""
         return any(
-            fnmatchcase(site.role, key) or site.path == key or site.path.endswith(f".{key}")
-            for key in self.feedforward
+            fnmatchcase(site.role, key) or site.path == key or site.path.endswith(f".{key}") for key in self.feedforward
         )
 
 
@@ -58,9 +57,7 @@ class IA3Output(Delta):
     def __init__(self, site: Site) -> None:
         super().__init__()
         parts = [part for part in site.parts if part.role in site.chosen]
-        self.register_buffer(
-            "rows", torch.cat([rows_of(p) for p in parts]) if parts else None, persistent=False
-        )
+        self.register_buffer("rows", torch.cat([rows_of(p) for p in parts]) if parts else None, persistent=False)
         self.rows: Tensor | None
         self.out_features = site.out_features
         self.l = nn.Parameter(torch.ones(site.out_features if self.rows is None else len(self.rows)))

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budwood.anatomy import Part, Site
+from budwood.anatomy import Site
 from budwood.core import Delta, Method
+from budwood.core.weights import rows_of, stored_as, weight_of
 from budwood.errors import BadConfig, CannotFold, NoSuchSite
 
 
@@ -102,9 +103,7 @@ class LoRA(Method):
         if not site.chosen:
             return LoRADelta(site, base, self)
         if self.dora or self.bias:
-            raise BadConfig(
-                f"lora: dora and bias need the whole of {site.path}; use targets=({site.role!r},)"
-            )
+            raise BadConfig(f"lora: dora and bias need the whole of {site.path}; use targets=({site.role!r},)")
         return LoRAParts(site, base, self)
 
 
@@ -156,10 +155,14 @@ class LoRADelta(Delta):
 
     def update(self) -> Tensor:
         """s B A (PiSSA: less the starting product): [out, in]."""
-        product = self.B @ self.A
-        if self.A0 is not None and self.B0 is not None:
-            product = product - self.B0 @ self.A0
-        return product * self.scale
+        A, B = self.pair()
+        return B @ A * self.scale
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The same update as one plain pair: A [rank, in], B [out, rank]; for PiSSA of twice the rank."""
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
 
     def fold(self, base: nn.Module) -> dict[str, Tensor]:
         """W + s B A, for DoRA with rows of length m; the bias of B goes into the base's."""
@@ -170,9 +173,7 @@ class LoRADelta(Delta):
         if self.b is not None:
             bias = base._parameters.get("bias")
             if bias is None:
-                raise CannotFold(
-                    "lora with bias=true cannot be merged into a linear without a bias; keep it unmerged"
-                )
+                raise CannotFold("lora with bias=true cannot be merged into a linear without a bias; keep it unmerged")
             folded["bias"] = bias.to(self.b.dtype) + self.b * self.scale
         return folded
 
@@ -193,9 +194,7 @@ class LoRAParts(Delta):
         self.register_buffer("rows", torch.cat([rows_of(part) for part in parts]), persistent=False)
         self.rows: Tensor
         weight = weight_of(base)[self.rows.to(weight_of(base).device)]
-        for A, B, W in zip(
-            self.A.chunk(len(parts)), self.B.split(self.sizes), weight.split(self.sizes), strict=True
-        ):
+        for A, B, W in zip(self.A.chunk(len(parts)), self.B.split(self.sizes), weight.split(self.sizes), strict=True):
             start(A, B, method, W, self.scale)
         pissa = method.init == "pissa"
         self.register_buffer("A0", self.A.detach().clone() if pissa else None)
@@ -218,8 +217,9 @@ class LoRAParts(Delta):
         return torch.cat([u_j @ B_j.T for u_j, B_j in pairs], dim=-1)
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """The same update as one pair over the fused output: A [parts * rank, in], B [out, parts * rank], zeros elsewhere."""
-        A, B = self.A, torch.block_diag(*self.B.split(self.sizes))  # [sum of outputs, parts * rank]
+        """The same update as one pair over the fused output: A [parts * rank, in], B [out, parts * rank]."""
+        A: Tensor = self.A
+        B = torch.block_diag(*self.B.split(self.sizes))  # [sum of outputs, parts * rank]
         if self.A0 is not None and self.B0 is not None:
             A, B = (
                 torch.cat([A, self.A0]),
@@ -252,22 +252,6 @@ class LoRAEmbedding(Delta):
         """E + s (B A)^T."""
         assert isinstance(base, nn.Embedding)
         return {"weight": base.weight.to(self.A.dtype) + (self.B @ self.A).T * self.scale}
-
-
-def weight_of(base: nn.Module) -> Tensor:
-    """The weight as [out, in], without gradient; transformers' Conv1D stores it transposed."""
-    weight = base.get_parameter("weight").detach()
-    return weight if isinstance(base, nn.Linear) else weight.T
-
-
-def stored_as(base: nn.Module, weight: Tensor) -> Tensor:
-    """A weight [out, in] in the layout in which `base` stores it."""
-    return weight if isinstance(base, nn.Linear) else weight.T
-
-
-def rows_of(part: Part) -> Tensor:
-    """Output rows of a part of a fused linear: [size] int64."""
-    return torch.cat([torch.arange(start, stop) for start, stop in part.rows])
 
 
 def start(A: Tensor, B: Tensor, method: LoRA, weight: Tensor, scale: float) -> None:

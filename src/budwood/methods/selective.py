@@ -5,7 +5,7 @@
     last-layers   the last blocks, the final norm and the task head, in place (Houlsby et al. 2019, section 3.4)
     head          a copy of the task head, or of the output embedding of a language model, alone
 
-BitFit here is an update added to each bias: the same function and the same number of parameters, with the base as it is.
+BitFit here is an update added to each bias: the same function and number of parameters, with the base as it is.
 """
 
 from __future__ import annotations
@@ -81,20 +81,14 @@ class Selective(Method):
     def unfreeze(self, model: nn.Module, anatomy: Anatomy) -> tuple[str, ...]:
         """The base's own parameters for norms and last-layers."""
         if self.part == "norms":
-            roots = [
-                s
-                for s in anatomy.sites
-                if s.kind == "norm" and (self.layers is None or s.layer in self.layers)
-            ]
+            roots = [s for s in anatomy.sites if s.kind == "norm" and (self.layers is None or s.layer in self.layers)]
         elif self.part == "last-layers":
             roots = self._last(anatomy)
         else:
             return ()
         roots += self.trained_sites(anatomy)
         inside = tuple(f"{site.path}." for site in roots)
-        names = tuple(
-            n for n, p in model.named_parameters() if n.startswith(inside) and p.is_floating_point()
-        )
+        names = tuple(n for n, p in model.named_parameters() if n.startswith(inside) and p.is_floating_point())
         if not names:
             raise NoSuchSite(
                 f"selective:part={self.part} found nothing in this model; roles: {', '.join(anatomy.roles)}"

@@ -1,0 +1,155 @@
+"""Save an adapter to a folder and load it back, in the format that fits: PEFT's where it has the type, else our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from budwood.anatomy import Anatomy, discover
+from budwood.core import Adapter, Method, attach, detach, named_parameters
+from budwood.core.fingerprint import check_fingerprint, fingerprint
+from budwood.core.registry import adapter_of, registry_of, root_of
+from budwood.core.store import Folder, read_config, read_folder, write_folder
+from budwood.errors import BadCheckpoint
+from budwood.interop import peft
+from budwood.methods import method_from_dict, method_to_dict
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an adapter folder says of itself without a model: None where another tool wrote it and did not say."""
+
+    base: str
+    method: Method | None
+    labels: tuple[str, ...] | None
+    kind: str
+    """The folder's own word for its type, as LORA."""
+
+
+def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
+    """Write the adapter `name` to `folder`: adapter_config.json and adapter_model.safetensors.
+
+    A task head that was trained is in it. Raises NoSuchAdapter, or BadConfig where the folder cannot be written.
+    """
+    model = root_of(model)
+    registry, adapter = adapter_of(model, name)
+    own: dict[str, Any] = {
+        "version": _VERSION,
+        "method": method_to_dict(adapter.method),
+        "base": peft.base_name(model),
+        "fingerprint": fingerprint(model, registry.anatomy),
+        "labels": _labels(model, adapter),
+    }
+    if peft.can_write(adapter):
+        config, tensors = peft.write(model, adapter)
+        own["tensors"] = "peft"
+    else:
+        config = {"peft_type": f"BUDWOOD_{adapter.method.name.upper()}", "base_model_name_or_path": own["base"]}
+        tensors = _state(model, adapter)
+    write_folder(folder, Folder(config, tensors, own))
+    return Path(folder)
+
+
+def load(model: nn.Module, folder: Path | str, *, name: str, anatomy: Anatomy | None = None) -> Adapter:
+    """Attach the adapter in `folder` under any name, active and trainable.
+
+    Reads our folders and PEFT's (LoRA, IA3). Strict: every tensor is used, none is missing, shapes and the base must
+    fit. Raises NotAvailable or BadCheckpoint, and then leaves the model as it was.
+    """
+    root = root_of(model)
+    stored = read_folder(folder)
+    registry = registry_of(root)
+    anatomy = anatomy or (registry.anatomy if registry else discover(root))
+    made_for = str(stored.own.get("base") or stored.config.get("base_model_name_or_path") or "another model")
+    check_fingerprint(root, anatomy, stored.own.get("fingerprint", {}), made_for=made_for)
+    method, tensors = _understand(stored, anatomy, folder)
+    before = None if registry is None else registry.switch.plan
+    adapter = attach(model, method, name=name, anatomy=anatomy)
+    try:
+        _copy_into(_own_state(root, adapter), tensors, folder)
+    except BadCheckpoint:
+        detach(root, name)
+        if registry is not None and registry.adapters:
+            registry.switch.plan = before
+        raise
+    return adapter
+
+
+def describe(folder: Path | str) -> Description:
+    """What the folder says of its base, method and labels. Raises NotAvailable or BadCheckpoint."""
+    config, own = read_config(Path(folder))
+    method = _method(own, folder) if own.get("method") else None
+    labels = own.get("labels")
+    base = str(own.get("base") or config.get("base_model_name_or_path") or "")
+    return Description(base, method, tuple(labels) if labels else None, str(config.get("peft_type", "unknown")))
+
+
+def _understand(stored: Folder, anatomy: Anatomy, folder: Path | str) -> tuple[Method, dict[str, Tensor]]:
+    kind = str(stored.config.get("peft_type"))
+    if peft.knows(stored.config):
+        read = peft.read(stored.config, stored.tensors, anatomy)
+        if stored.own.get("tensors") != "peft":
+            return read.method, read.tensors
+        method = _method(stored.own, folder)
+        return method, peft.split(method, read.tensors, anatomy)
+    if kind.startswith("BUDWOOD_") and stored.own:
+        return _method(stored.own, folder), stored.tensors
+    raise BadCheckpoint(
+        f"{folder} holds an adapter of type {kind}, which cannot be read here; LORA, IA3 and our own can"
+    )
+
+
+def _method(own: Mapping[str, Any], folder: Path | str) -> Method:
+    if own.get("version") != _VERSION:
+        raise BadCheckpoint(
+            f"{folder} is of format {own.get('version')}; this version reads {_VERSION}: update budwood"
+        )
+    return method_from_dict(own["method"])
+
+
+def _labels(model: nn.Module, adapter: Adapter) -> list[str] | None:
+    config = vars(model).get("config")
+    if config is None or not any(site.role == "head" for site in adapter.sites):
+        return None
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def _state(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
+    return dict(_own_state(model, adapter))
+
+
+def _own_state(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of the adapter by the name they are stored under."""
+    found: dict[str, Tensor] = dict(named_parameters(model, adapter.name))
+    for site in adapter.sites:
+        inside = f"deltas.{adapter.name}."
+        state = model.get_submodule(site.path).state_dict(keep_vars=True)
+        found.update({f"{site.path}.{k.removeprefix(inside)}": t for k, t in state.items() if k.startswith(inside)})
+    return found
+
+
+def _copy_into(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path | str) -> None:
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing:
+        raise BadCheckpoint(
+            f"{folder} lacks {missing[0]} ({len(missing)} tensors in all); it is incomplete or for another base"
+        )
+    if unknown:
+        raise BadCheckpoint(
+            f"{folder} holds {unknown[0]} ({len(unknown)} tensors in all) that this adapter has no place for"
+        )
+    for key, target in own.items():
+        if target.shape != tensors[key].shape:
+            raise BadCheckpoint(
+                f"wrong base: {key} is {list(tensors[key].shape)} in {folder} and {list(target.shape)} in this model"
+            )
+    with torch.no_grad():
+        for key, target in own.items():
+            target.copy_(tensors[key])

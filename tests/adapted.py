@@ -1,0 +1,88 @@
+"""Every method in every variant, attached to tiny models: what the property suite runs over."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import budwood.core as core
+from budwood.anatomy import Anatomy, discover
+from budwood.core import Method
+from budwood.errors import BudwoodError
+from budwood.methods import IA3, METHODS, LoRA, Selective
+from families import FAMILIES
+
+VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS} | {
+    "lora-all": LoRA(targets=("all",), rslora=True),
+    "lora-dora": LoRA(targets=("attn.o?", "attn.qkv?", "mlp.down?", "mixer.out?"), dora=True, rank=4),
+    "lora-pissa": LoRA(init="pissa", rank=3),
+    "lora-gaussian": LoRA(init="gaussian", ranks={"attn.q": 2, "cross.*": 3}, alphas={"attn.v": 5.0}),
+    "lora-bias": LoRA(targets=("mlp.down?", "attn.o?", "mixer.out?"), bias=True),
+    "lora-embed": LoRA(targets=("embed",)),
+    "lora-fused": LoRA(targets=("attn.qkv",)),
+    "ia3-all": IA3(targets=("all",)),
+    "bitfit": Selective(part="bitfit"),
+    "last-layers": Selective(part="last-layers", last=1),
+    "head": Selective(part="head"),
+}
+IN_PLACE = ("full", "selective", "last-layers")
+"""Variants that train the base's own weights."""
+
+
+@cache
+def _anatomy(family: str) -> Anatomy:
+    return discover(FAMILIES[family].build())
+
+
+def adapted(
+    family: str,
+    variant: str,
+    name: str = "faq",
+    *,
+    perturbed: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A tiny model with the variant attached, and a batch. Skips where the method refuses the family by name;
+    which pairs those are is frozen in test_refusals.py."""
+    model = FAMILIES[family].build().to(dtype)
+    try:
+        core.attach(model, VARIANTS[variant], name=name, anatomy=_anatomy(family))
+    except BudwoodError as refusal:
+        pytest.skip(str(refusal))
+    if perturbed:
+        perturb(model, name)
+    return model, FAMILIES[family].batch()
+
+
+def anatomy_of(family: str) -> Anatomy:
+    """The family's anatomy, found once."""
+    return _anatomy(family)
+
+
+def perturb(model: nn.Module, name: str, scale: float = 0.3, seed: int = 7) -> None:
+    """Move every parameter of the adapter away from where it starts."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in core.parameters(model, name):
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * scale)
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The model's logits at positions that are not padding."""
+    out = model(**batch).logits
+    mask = batch["attention_mask"].bool()
+    return out[mask] if out.dim() == 3 and out.shape[:2] == mask.shape else out.reshape(-1, out.shape[-1])
+
+
+def weighted(out: Tensor) -> Tensor:
+    """A scalar that depends on every logit."""
+    generator = torch.Generator().manual_seed(9)
+    return (out * torch.randn(out.shape, generator=generator).to(out)).sum()
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    """Equal within `tolerance` of the largest value."""
+    return bool((a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item()))

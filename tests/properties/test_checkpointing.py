@@ -1,0 +1,77 @@
+"""Gradient checkpointing gives the same gradients, also when the plan is switched between forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import budwood.core as core
+from adapted import VARIANTS, adapted, logits, perturb, weighted
+
+FAMILIES = ("llama", "gpt2", "bert", "gpt_neox", "qwen3_moe")
+
+
+def two_adapters(family: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model, batch = adapted(family, "lora", "a", perturbed=True)
+    core.attach(model, VARIANTS["lora-all"], name="b")
+    perturb(model, "b", seed=11)
+    return model.train(), batch
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def run(model: nn.Module, batch: dict[str, Tensor], *, switch: bool) -> dict[str, Tensor]:
+    """Forward under a, forward under b, and one backward for both, perhaps with a switch to a before it."""
+    core.activate(model, core.Stack(("a", "b")))  # both require gradients
+    total = torch.zeros(())
+    for name in "ab":
+        with core.using(model, name):
+            total = total + weighted(logits(model, batch))
+    if switch:
+        with core.using(model, "a"):
+            total.backward()
+    else:
+        total.backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plan_switched_before_backward(family: str, reentrant: bool) -> None:
+    model, batch = two_adapters(family)
+    expected = run(model, batch, switch=False)
+    assert {name.split(".deltas.")[1][0] for name in expected} == {"a", "b"}
+
+    model, batch = two_adapters(family)
+    model.get_input_embeddings().register_forward_hook(require_gradient)  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+    found = run(model, batch, switch=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def require_gradient(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    return output.requires_grad_() if output.is_leaf else output
+
+
+def test_detach_gives_the_checkpoint_function_back() -> None:
+    model, batch = two_adapters("llama")
+    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    before = checkpoint_functions(model)
+    assert before
+    weighted(logits(model, batch)).backward()
+    assert checkpoint_functions(model).keys() == before.keys()
+    assert all(function is not before[name] for name, function in checkpoint_functions(model).items())
+    core.detach(model, "a")
+    core.detach(model, "b")
+    assert checkpoint_functions(model) == before
+
+
+def checkpoint_functions(model: nn.Module) -> dict[str, object]:
+    slot = "_gradient_checkpointing_func"
+    return {name: vars(m)[slot] for name, m in model.named_modules() if slot in vars(m)}

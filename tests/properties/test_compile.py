@@ -1,0 +1,64 @@
+"""Adapted models compile without graph breaks; plans change without piling up graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import budwood.core as core
+from adapted import VARIANTS, adapted, close, logits, perturb
+from budwood.errors import WrongOrder
+from families import FAMILIES
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("variant", ["lora", "lora-dora", "lora-pissa", "ia3", "bitfit"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_one_graph(family: str, variant: str) -> None:
+    model, batch = adapted(family, variant, perturbed=True)
+    with torch.no_grad():
+        expected = logits(model, batch)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert close(logits(compiled, batch), expected, 1e-5)  # type: ignore[arg-type]
+
+
+def test_graphs_when_plans_change() -> None:
+    model, batch = adapted("llama", "lora", "a", perturbed=True)
+    core.attach(model, VARIANTS["lora-all"], name="b")
+    perturb(model, "b", seed=5)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    plans: list[core.Plan] = ["a", "b", None, core.Stack(("a", "b"))]
+    for plan in [*plans, *plans]:  # the second round compiles nothing new
+        with torch.no_grad(), core.using(compiled, plan):  # type: ignore[arg-type]
+            found = logits(compiled, batch)  # type: ignore[arg-type]
+            assert close(found, logits(model, batch), 1e-5)
+    assert counter.frame_count == len(plans)
+
+
+def test_new_rows_reuse_the_graph() -> None:
+    model, batch = adapted("llama", "lora", "a", perturbed=True)
+    core.attach(model, VARIANTS["lora"], name="b")
+    perturb(model, "b", seed=5)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for rows in ([0, 1], [1, 0], [1, 1], [0, 0]):
+        route = core.Route(("a", "b"), torch.tensor(rows))
+        with torch.no_grad(), core.using(model, route):
+            assert close(logits(compiled, batch), logits(model, batch), 1e-5)  # type: ignore[arg-type]
+    assert counter.frame_count == 1
+
+
+def test_attach_after_compile_is_refused() -> None:
+    compiled = torch.compile(FAMILIES["llama"].build())
+    with pytest.raises(WrongOrder, match="attach first"):
+        core.attach(compiled, VARIANTS["lora"], name="a")  # type: ignore[arg-type]
