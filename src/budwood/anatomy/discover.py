@@ -50,14 +50,14 @@ def discover(model: nn.Module, *, batch: Mapping[str, Any] | None = None) -> Ana
 
 
 def _fused(skeleton: Skeleton) -> dict[str, tuple[str, str]]:
-    """For each fused qkv projection: its attention module, and the output projection inside it."""
+    """For each fused qkv projection: its attention module, and the output projection inside it (or itself)."""
     found: dict[str, tuple[str, str]] = {}
     outs = [path for path, role in skeleton.roles.items() if role == "attn.o"]
     for path, role in skeleton.roles.items():
         attention = path.rpartition(".")[0]
         inside = [out for out in outs if out.startswith(f"{attention}.")]
-        if role == "attn.qkv" and len(inside) == 1:
-            found[path] = (attention, inside[0])
+        if role == "attn.qkv":
+            found[path] = (attention, inside[0] if inside else attention)
     return found
 
 
@@ -104,7 +104,7 @@ def _assemble(
         sites=tuple(sites),
         hidden_size=skeleton.blocks[-1].hidden,
         sublayers=sublayers,
-        unresolved=tuple(path for path in linears if path not in roles),
+        unresolved=tuple(path for path, m in skeleton.modules.items() if _needs_role(m) and path not in roles),
         uncalled=tuple(path for path in linears if path not in called and ".experts." not in path),
         unknown_sublayers=unknown,
         is_probed=trace is not None,
@@ -127,6 +127,10 @@ def _site(skeleton: Skeleton, path: str, module: nn.Module, role: str, parts: tu
         weight = module._parameters.get("weight")
         into = out = weight.shape[-1] if weight is not None else width
     return Site(path, role, skeleton.stack_of(path), block.layer if block else None, into, out, kind, parts)
+
+
+def _needs_role(module: nn.Module) -> bool:
+    return sizes(module) is not None or is_norm(module)
 
 
 def _is_idle_embedding(module: nn.Module, path: str, trace: Trace | None) -> bool:
@@ -179,7 +183,7 @@ def _block_norm(skeleton: Skeleton, trace: Trace | None, roles: Mapping[str, str
         return inner
     if any(roles.get(path[:i]) == "mixer" for i, letter in enumerate(path) if letter == "."):
         return "norm.mixer"
-    if trace is None:
+    if trace is None or not trace.by_path[path]:
         return role_by_name(name, BLOCK_NORMS)
     readers = {
         roles.get(reader.path, "").partition(".")[0]

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budwood.anatomy.probe import Trace, undisturbed
+from budwood.anatomy.probe import Trace, first_tensor, undisturbed
 from budwood.anatomy.site import Part
 
 
 def find_parts(model: nn.Module, fused: Mapping[str, tuple[str, str]], trace: Trace) -> dict[str, tuple[Part, ...]]:
     """Parts by path of fused projection.
 
-    `fused`: for each projection, the paths of its attention module and of the output projection that follows.
+    `fused`: for each projection, the paths of its attention module and of the output projection that reads
+    the heads, or of the attention module again where the heads are its result.
     A projection whose rows do not fall apart into queries, keys and values is left out.
     On the meta device one copy per kind of attention is given random weights, and its answer used for all.
     """
@@ -33,20 +34,29 @@ def find_parts(model: nn.Module, fused: Mapping[str, tuple[str, str]], trace: Tr
     known: dict[str, tuple[Part, ...]] = {}
     for path, (attention, out) in fused.items():
         module = model.get_submodule(attention)
-        names = (path.removeprefix(f"{attention}."), out.removeprefix(f"{attention}."))
+        names = (path.removeprefix(f"{attention}."), out.removeprefix(attention).lstrip("."))
         is_meta = any(p.is_meta for p in module.parameters())
         if is_meta and (kind := str(module)) in known:
             found[path] = known[kind]
             continue
         args, kwargs = trace.arguments[attention]
         if is_meta:
-            module, args, kwargs = _materialise(copy.deepcopy(module)), _materialise(args), _materialise(kwargs)
-        parts = _ask(module, names, args, kwargs)
+            parts = known[kind] = _ask_copy(module, names, args, kwargs)
+        else:
+            parts = _ask(module, names, args, kwargs)
         if parts:
             found[path] = parts
-        if is_meta:
-            known[kind] = parts
-    return found
+    return {path: parts for path, parts in found.items() if parts}
+
+
+def _ask_copy(module: nn.Module, names: tuple[str, str], args: Any, kwargs: Any) -> tuple[Part, ...]:
+    """The answer of a copy with random weights; masks that hide where true are told from those that show by trying."""
+    copied = _materialise(copy.deepcopy(module), True)
+    for truth in (True, False):
+        parts = _ask(copied, names, _materialise(args, truth), _materialise(kwargs, truth))
+        if parts:
+            return parts
+    return ()
 
 
 def _ask(module: nn.Module, names: tuple[str, str], args: Any, kwargs: Any) -> tuple[Part, ...]:
@@ -70,7 +80,7 @@ def _gradients(
     *, is_constant: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """How much the last token's heads depend on each row of `y`: at earlier tokens, and at its own. Each [rows]."""
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     leaves: list[Tensor] = []
 
     def replace(_: nn.Module, __: Any, y: Tensor) -> Tensor:
@@ -82,7 +92,12 @@ def _gradients(
     def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         seen.append(given[0])
 
-    handles = [linear.register_forward_hook(replace), out.register_forward_pre_hook(keep)]
+    def keep_result(_: nn.Module, __: Any, y: Any) -> None:
+        seen.append(first_tensor(y))
+
+    handles = [linear.register_forward_hook(replace)]
+    is_inside = out is not module
+    handles.append(out.register_forward_pre_hook(keep) if is_inside else out.register_forward_hook(keep_result))
     try:
         with undisturbed(module), torch.enable_grad():
             module(*args, **kwargs)
@@ -105,27 +120,26 @@ def _ranges(mask: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((run[0][1], run[-1][1] + 1) for run in runs)
 
 
-def _materialise(what: Any) -> Any:
-    """The same on the CPU in fp32 with random numbers (true for masks, zero for indices) in place of meta tensors."""
+def _materialise(what: Any, truth: bool) -> Any:
+    """The same on the CPU in fp32, with random numbers, `truth` or zero indices in place of meta tensors."""
     if isinstance(what, nn.Module):
         what = what.to_empty(device="cpu").float()
         with torch.no_grad():
             for tensor in (*what.parameters(), *what.buffers()):
-                tensor.copy_(_numbers(tensor))
+                tensor.copy_(_numbers(tensor, truth))
         return what
     if isinstance(what, Tensor):
-        return _numbers(what)
+        return _numbers(what, truth)
     if isinstance(what, dict):
-        return {name: _materialise(value) for name, value in what.items()}
+        return {name: _materialise(value, truth) for name, value in what.items()}
     if isinstance(what, (tuple, list)):
-        return type(what)(_materialise(value) for value in what)
+        return type(what)(_materialise(value, truth) for value in what)
     return what
 
 
-def _numbers(like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
+def _numbers(like: Tensor, truth: bool) -> Tensor:
     if like.dtype == torch.bool:
-        return torch.ones(like.shape, dtype=torch.bool)
+        return torch.full(like.shape, truth)
     if not like.is_floating_point():
         return torch.zeros(like.shape, dtype=like.dtype)
-    return torch.randn(like.shape, generator=generator)
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(1))

@@ -17,31 +17,32 @@ ATTENTION: dict[str, tuple[str, ...]] = {
     "qkv": ("c_attn", "qkv_proj", "query_key_value", "Wqkv", "wqkv", "qkv", "W_pack", "in_proj"),
     "kv": ("c_attn", "kv_proj", "key_value", "Wkv", "kv"),
     "o": (
-        "o_proj", "out_proj", "o", "out_lin", "c_proj", "dense", "Wo", "wo", "to_out", "linear_out", "proj",
+        "o_proj", "out_proj", "o", "out_lin", "c_proj", "dense", "Wo", "wo", "to_out", "linear_out", "proj", "output",
         "output.dense",
     ),
     "q_a": ("q_a_proj",),
     "q_b": ("q_b_proj",),
     "kv_a": ("kv_a_proj_with_mqa", "kv_a_proj"),
     "kv_b": ("kv_b_proj",),
+    "gate": ("gate_proj", "g_proj", "output_gate"),
 }  # fmt: skip
 ATTENTION_SHAPES: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split()) for names in ("q k v o", "qkv o", "q kv o", "q kv_a kv_b o", "q_a q_b kv_a kv_b o")
 )
-"""The sets of projections that make up an attention."""
+"""The sets of projections that make up an attention; any of them may have a gate as well."""
 
 MLP: dict[str, tuple[str, ...]] = {
     "gate": ("gate_proj", "wi_0", "w1", "gate", "linear_gate", "gate_linear"),
     "up": (
         "up_proj", "wi_1", "w3", "w1", "v1", "wi", "Wi", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "lin1", "linear1",
-        "linear_up", "up", "ffn", "intermediate.dense",
+        "linear_up", "up", "ffn", "intermediate.dense", "intermediate", "layer_1", "mlp.0", "ffn.0",
     ),
     "gate_up": ("gate_up_proj", "Wi", "input_linear", "w13", "gate_up", "fc1", "up_proj"),
     "down": (
         "down_proj", "wo", "w2", "Wo", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "lin2", "linear2", "linear_down",
-        "down", "ffn_output", "output_linear", "output.dense",
+        "down", "ffn_output", "output_linear", "output.dense", "output", "layer_2", "mlp.2", "ffn.2",
     ),
-    "router": ("gate", "router", "shared_expert_gate", "router.layer", "gate.wg"),
+    "router": ("gate", "router", "shared_expert_gate", "router.gate", "router.layer", "router.classifier"),
 }  # fmt: skip
 
 STATE_SPACE = {"in_proj": "mixer.in", "x_proj": "mixer.x", "dt_proj": "mixer.dt", "out_proj": "mixer.out"}
@@ -59,8 +60,9 @@ EMBEDDINGS = {
     "embed": ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "tok_emb", "token_embedding"),
 }  # fmt: skip
 INNER_NORMS = {
-    "norm.q": ("q_norm", "q_layernorm", "q_a_layernorm", "query_norm", "q_ln"),
-    "norm.k": ("k_norm", "k_layernorm", "key_norm", "k_ln"),
+    "norm.q": ("q_norm", "q_layernorm", "q_a_layernorm", "query_norm", "query_layernorm", "q_ln"),
+    "norm.k": ("k_norm", "k_layernorm", "key_norm", "key_layernorm", "k_ln"),
+    "norm.v": ("v_norm", "v_layernorm"),
     "norm.kv": ("kv_a_layernorm",),
 }
 BLOCK_NORMS = {
@@ -74,7 +76,7 @@ BLOCK_NORMS = {
         "pre_feedforward_layernorm", "post_feedforward_layernorm", "pre_ff_layernorm", "full_layer_layer_norm",
     ),
 }  # fmt: skip
-"""Norms of a block whose name alone says where they stand: used only where no forward could be traced."""
+"""Norms of a block whose name alone says where they stand: used only for those that no traced forward ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,16 @@ def role_by_name(name: str, table: dict[str, tuple[str, ...]]) -> str | None:
     return max(best, key=lambda role: len(best[role]), default=None)
 
 
-def attention_of(name: str) -> str | None:
-    """The path, below the block, of the outermost ancestor that calls itself an attention."""
+def attention_of(name: str, attentions: Iterable[str] = ()) -> str | None:
+    """The path, below the block, of the outermost ancestor that calls itself an attention.
+
+    `attentions` are modules whose class does; they count where no path does (Nemotron-H's `mixer`).
+    """
     parts = name.split(".")[:-1]
     for i, part in enumerate(parts):
         if "attn" in part.lower() or "attention" in part.lower():
             return ".".join(parts[: i + 1])
-    return None
+    return min((a for a in attentions if name.startswith(f"{a}.")), key=len, default=None)
 
 
 def is_cross(anchor: str) -> bool:
@@ -113,14 +118,21 @@ def is_cross(anchor: str) -> bool:
 
 
 def block_roles(
-    leaves: list[Leaf], hidden: int, *, state_space: set[str], rwkv: set[str], experts: set[str]
+    leaves: list[Leaf],
+    hidden: int,
+    *,
+    state_space: set[str],
+    rwkv: set[str],
+    experts: set[str],
+    attentions: set[str],
 ) -> dict[str, str]:
     """Roles by leaf name for the linears of one block; what is missing from the answer has none.
 
     `hidden` is the block's width. `state_space` and `rwkv` are the modules (paths below the block) that hold a
-    Mamba or an RWKV mixer, `experts` those that hold a mixture of experts.
+    Mamba or an RWKV mixer, `experts` those that hold a mixture of experts, `attentions` those of a class that
+    says it is one.
     """
-    attentions: dict[str, list[Leaf]] = defaultdict(list)
+    heads: dict[str, list[Leaf]] = defaultdict(list)
     mlps: dict[str, list[Leaf]] = defaultdict(list)
     roles: dict[str, str] = {}
     for leaf in leaves:
@@ -130,12 +142,12 @@ def block_roles(
         elif parent in rwkv:
             table = TIME_MIX if f"{parent}.output" in {other.name for other in leaves} else CHANNEL_MIX
             roles |= {leaf.name: table[last]} if last in table else {}
-        elif (anchor := attention_of(leaf.name)) is not None:
-            attentions[anchor].append(leaf)
+        elif (anchor := attention_of(leaf.name, attentions)) is not None:
+            heads[anchor].append(leaf)
         else:
             match = longest_match(leaf.name, {n for names in MLP.values() for n in names})
             mlps[leaf.name.removesuffix(match or last).rstrip(".")].append(leaf)
-    for anchor, group in attentions.items():
+    for anchor, group in heads.items():
         roles |= _attention(group, hidden, cross=is_cross(anchor))
     for anchor, group in mlps.items():
         roles |= _mlp(group, hidden, has_experts=anchor in experts)
@@ -152,9 +164,9 @@ def _attention(group: list[Leaf], hidden: int, *, cross: bool) -> dict[str, str]
             return {}
         if role is not None:
             named[role] = leaf
-    if named.keys() not in ATTENTION_SHAPES or named["o"].out_features != hidden:
+    if named.keys() - {"gate"} not in ATTENTION_SHAPES or named["o"].out_features != hidden:
         return {}
-    readers = [named[role] for role in ("q", "q_a", "qkv") if role in named]
+    readers = [named[role] for role in ("q", "q_a", "qkv", "gate") if role in named]
     if any(leaf.in_features != hidden for leaf in readers):
         return {}
     if "k" in named and named["k"].in_features != named["v"].in_features:

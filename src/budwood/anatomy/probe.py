@@ -201,7 +201,9 @@ def synthetic_batch(model: PreTrainedModel) -> dict[str, Any]:
     """One row of token ids [1, LENGTH] that the model's own configuration allows: no padding, no labels."""
     text = model.config.get_text_config().to_dict()
     pad, end = text.get("pad_token_id"), text.get("eos_token_id")
-    ids = [i for i in range(min(text["vocab_size"], 64)) if i not in (pad, end, text.get("bos_token_id"))][-LENGTH:]
+    words = model.get_input_embeddings()
+    known = words.num_embeddings if isinstance(words, nn.Embedding) else 64
+    ids = [i for i in range(min(known, 64)) if i not in (pad, end, text.get("bos_token_id"))][-LENGTH:]
     if model.config.is_encoder_decoder and isinstance(end, int):
         ids[-1] = end
     batch: dict[str, Any] = {"input_ids": torch.tensor([ids], device=model.device)}

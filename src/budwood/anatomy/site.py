@@ -15,11 +15,12 @@ Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter"]
 ROLES: tuple[str, ...] = (
     "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o",
     "attn.q_a", "attn.q_b", "attn.kv_a", "attn.kv_b", "attn.pos_q", "attn.pos_k",
-    "cross.q", "cross.k", "cross.v", "cross.kv", "cross.o",
+    "attn.gate",
+    "cross.q", "cross.k", "cross.v", "cross.kv", "cross.o", "cross.gate",
     "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down", "mlp.router",
     "experts.gate_up", "experts.up", "experts.gate", "experts.down",
     "mixer.in", "mixer.x", "mixer.dt", "mixer.out", "mixer.k", "mixer.v", "mixer.r", "mixer.g",
-    "norm.attn", "norm.cross", "norm.mlp", "norm.mixer", "norm.q", "norm.k", "norm.kv",
+    "norm.attn", "norm.cross", "norm.mlp", "norm.mixer", "norm.q", "norm.k", "norm.v", "norm.kv",
     "norm.embed", "norm.final", "norm.head",
     "attn", "cross", "mlp", "mixer", "block",
     "embed", "embed.position", "embed.type", "embed.project", "pooler", "head", "head.transform", "head.lm",
@@ -28,6 +29,7 @@ ROLES: tuple[str, ...] = (
 
 `attn`, `cross`: the module that holds the query projection, hence the one that calls the attention function.
 `attn.q_a` ... `attn.kv_b`: the low-rank pairs of multi-head latent attention. `attn.pos_*`: of relative positions.
+`attn.gate`: scales the heads before `attn.o`.
 `mixer.*`: what takes the place of attention in Mamba and RWKV.
 `norm.attn`: before or after attention (before both, where attention and MLP share their input).
 `embed.project`: between embeddings and blocks of different width. `pooler`: of the base model.
@@ -86,7 +88,8 @@ class SubLayer:
     layer: int
     h: str
     """Path of the module whose output is `h`: the last linear, or the dropout module that follows it, or the
-    whole mixture-of-experts module. Where dropout is a function call, `h` is what goes into it."""
+    whole mixture-of-experts module. Where dropout is a function call, or one module for several
+    sub-layers, `h` is what goes into it."""
     linear: str
     """Path of the last linear itself (equal to `h` when no dropout module follows, and for experts)."""
     r: tuple[str, Literal["input", "output"]]
@@ -109,7 +112,7 @@ class SubLayer:
 class Anatomy:
     """The sites and sub-layers of one model.
 
-    `unresolved`: paths of linears inside the model that got no role.
+    `unresolved`: paths of linears and norms inside the model that got no role.
     `uncalled`:   paths of linears that the probe's forward did not run (Mamba's `dt_proj`); `all` leaves them out.
     `unknown_sublayers`: a sentence for each sub-layer that could not be established: which, and why.
     `is_probed`:  False when no forward could be run; then there are no sub-layers, parts or uncalled linears.
@@ -185,7 +188,7 @@ class Anatomy:
     def _explain(self, target: str) -> str:
         names = {s.path.rpartition(".")[2] for s in self.sites}
         hint = did_you_mean(target, {*self.roles, *names, "all"})
-        return f"no site matches {target!r}; roles in this model: {', '.join(self.roles)}; {hint}"
+        return f"no site matches {target!r}; roles in this model: {', '.join(self.roles)}; {hint} ('all' is every linear of the blocks)"
 
 
 def _widen(a: Site, b: Site) -> Site:

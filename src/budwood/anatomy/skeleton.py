@@ -83,6 +83,8 @@ def _modules_of(skeleton: Skeleton, block: Block, named: dict[str, str], weights
     linears = [path for path, role in named.items() if role.startswith("mlp.")]
     downs = [path for path in linears if named[path] == "mlp.down"]
     mlp = _common_parent([*linears, *weights])
+    if "experts" in mlp.rpartition(".")[2]:
+        mlp = mlp.rpartition(".")[0]
     if mlp.startswith(f"{block.path}."):
         skeleton.roles[mlp] = "mlp"
     last = downs[0] if len(downs) == 1 and not weights else mlp

@@ -145,6 +145,7 @@ def roles_in(block: Block) -> tuple[dict[str, str], list[Weights]]:
         state_space={n for n, m in inside.items() if "A_log" in m._parameters},
         rwkv={n for n, m in inside.items() if "receptance" in m._modules},
         experts=experts,
+        attentions={n for n, m in inside.items() if n and "attention" in type(m).__name__.lower()},
     )
     weights = [w for name, m in inside.items() if sizes(m) is None for w in _weights(block, name, m, experts)]
     return {f"{block.path}.{name}": role for name, role in roles.items()}, weights

@@ -97,15 +97,13 @@ class Finder:
         return ops[0]
 
     def _dropout(self, end: End, call: Call) -> str:
-        """The dropout module that `h` leaves by; the linear itself if there is none or it never drops."""
+        """The dropout module that `h` leaves by; the linear itself if there is none of its own."""
         h = end.path
         for reader in self.trace.readers[call.output or 0]:
             module = self.modules[reader.path]
             if reader.start > call.stop and "Dropout" in type(module).__name__ and reader.path != h:
-                if len(self.trace.by_path[reader.path]) == len(self.trace.by_path[end.path]):
-                    h = reader.path
-                elif not isinstance(module, nn.Dropout) or module.p:
-                    raise Unknown(f"{reader.path} serves other sub-layers as well, and drops")
+                own = len(self.trace.by_path[reader.path]) == len(self.trace.by_path[end.path])
+                h = reader.path if own else h
         return h
 
     def _only_norm(self, value: int, block: str) -> Call | None:
