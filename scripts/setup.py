@@ -63,15 +63,28 @@ def main() -> int:
 def make(folder: Path) -> None:
     """Brings the environment up to date, from nothing if there is nothing good to start from."""
     say(f"setting up {folder.name} with about 1.2 GB of packages; this takes some minutes, once")
-    if folder.exists() and (not is_ours_to_update(folder) or not with_pip(folder, fresh=False)):
-        say(f"{folder.name} cannot be brought up to date; making it anew")
-        shutil.rmtree(folder)
-    if not folder.exists() and not (with_uv(folder) or with_pip(folder, fresh=True)):
-        raise SetupError("neither uv nor pip could make the environment; what they said is above")
-    if not works(folder):
-        raise SetupError(f"{folder} was made and does not work; remove it and try again")
+    if not (folder.exists() and is_ours_to_update(folder) and was_updated(folder)):
+        if folder.exists():
+            say(f"{folder.name} is half-made or damaged; making it anew")
+            shutil.rmtree(folder)
+        if not (with_uv(folder) or with_pip(folder)):
+            raise SetupError("neither uv nor pip could make the environment; what they said is above")
+        if not works(folder):
+            raise SetupError(f"{folder} was made and does not work; remove it and try again")
     (folder / STAMP).write_text(json.dumps(stamp()), encoding="utf-8")
     (folder / HALF_MADE).unlink(missing_ok=True)
+
+
+def was_updated(folder: Path) -> bool:
+    """Installs what has changed; False if the result does not work.  Raises SetupError, nothing spoilt, if pip fails."""
+    (folder / STAMP).unlink(missing_ok=True)
+    try:
+        install(pip_of(folder), last_resort=True)
+    except StepError as problem:
+        raise SetupError(
+            f"{folder.name} could not be brought up to date; it was left as it is:\n{problem}"
+        ) from problem
+    return works(folder)
 
 
 def with_uv(folder: Path) -> bool:
@@ -91,21 +104,20 @@ def with_uv(folder: Path) -> bool:
     return True
 
 
-def with_pip(folder: Path, *, fresh: bool) -> bool:
-    """Makes (fresh) or updates the environment with venv and pip; False if that failed."""
+def with_pip(folder: Path) -> bool:
+    """Makes the environment with venv and pip; False if that failed."""
     try:
-        if fresh:
-            new_venv(folder)
-        (folder / HALF_MADE).touch()
-        (folder / STAMP).unlink(missing_ok=True)
-        python = str(python_of(folder))
-        install(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"], last_resort=True
-        )
+        new_venv(folder)
+        install(pip_of(folder), last_resort=True)
     except StepError as problem:
         say(f"pip could not do it:\n{problem}")
         return False
     return True
+
+
+def pip_of(folder: Path) -> list[str]:
+    """The environment's own `pip install`."""
+    return [str(python_of(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
 
 
 def base_python() -> str:
