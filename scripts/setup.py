@@ -76,7 +76,7 @@ def make(folder: Path) -> None:
 
 
 def was_updated(folder: Path) -> bool:
-    """Installs what has changed; False if the result does not work.  Raises SetupError, nothing spoilt, if pip fails."""
+    """Installs what has changed; False if the result does not work.  Raises SetupError if pip fails."""
     (folder / STAMP).unlink(missing_ok=True)
     try:
         install(pip_of(folder), last_resort=True)

