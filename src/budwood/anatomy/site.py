@@ -188,7 +188,8 @@ class Anatomy:
     def _explain(self, target: str) -> str:
         names = {s.path.rpartition(".")[2] for s in self.sites}
         hint = did_you_mean(target, {*self.roles, *names, "all"})
-        return f"no site matches {target!r}; roles in this model: {', '.join(self.roles)}; {hint} ('all' is every linear of the blocks)"
+        roles = f"roles in this model: {', '.join(self.roles)}"
+        return f"no site matches {target!r}; {roles}; {hint} ('all' is every linear of the blocks)"
 
 
 def _widen(a: Site, b: Site) -> Site:

@@ -100,6 +100,11 @@ class LoRA(Method):
             raise NoSuchSite(
                 f"lora acts on linears and embeddings; {site.path} ({site.role}) is a {type(base).__name__}"
             )
+        if (self.dora or self.init == "pissa") and not base.get_parameter("weight").is_floating_point():
+            raise BadConfig(
+                f"lora: dora and init=pissa read the weight, and {site.path} is stored as {type(base).__name__}; "
+                "use plain lora on a quantised base"
+            )
         if not site.chosen:
             return LoRADelta(site, base, self)
         if self.dora or self.bias:

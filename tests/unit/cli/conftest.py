@@ -11,6 +11,8 @@ import pytest
 
 from budwood.cli.app import main
 
+from .world import World, make_world
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -44,3 +46,9 @@ def budwood(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return Ran(code, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Models, data and adapters on disk; read only."""
+    return make_world(tmp_path_factory.mktemp("world"))

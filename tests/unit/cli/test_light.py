@@ -42,7 +42,9 @@ def test_help_takes_little_cpu() -> None:
 
 
 def test_import_is_light_and_complete() -> None:
-    done = python("import sys, budwood; print([n for n in sys.modules if n.split('.')[0] in ('torch', 'transformers')])")
+    done = python(
+        "import sys, budwood; print([n for n in sys.modules if n.split('.')[0] in ('torch', 'transformers')])"
+    )
     assert done.stdout.strip() == "[]"
 
 

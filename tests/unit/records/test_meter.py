@@ -90,6 +90,17 @@ def test_memory_is_counted_from_where_the_meter_was_made() -> None:
     assert meter.read().peak_bytes >= memory.peak_bytes - MIB
 
 
+def test_a_second_meter_does_not_take_the_peak_from_the_first() -> None:
+    first = MemoryMeter()
+    held = bytearray(64 * MIB)
+    del held
+    before = first.read()
+    second = MemoryMeter()
+    assert first.read().peak_bytes >= before.peak_bytes - MIB
+    if before.how == "VmHWM":
+        assert second.read().peak_bytes < 32 * MIB < first.read().peak_bytes
+
+
 def test_without_a_reset_the_record_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter_module, "_reset_high_water", lambda: False)
     assert MemoryMeter().read().how == "VmHWM since the process began"

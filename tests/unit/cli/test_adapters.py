@@ -1,0 +1,165 @@
+"""eval, try, merge and export on a run and on a bare adapter folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from .conftest import Run
+from .world import World
+
+
+@pytest.fixture
+def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run, to be written in."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(world.run, tmp_path / "runs" / world.run.name))
+
+
+def test_eval_scores_trained_and_base(budwood: Run, world: World, run: Path) -> None:
+    ran = budwood("eval", "latest", world.chat, "--out", "lines.jsonl")
+    assert ran.code == 0, ran.err
+    assert "perplexity" in ran.out and "base" in ran.out.splitlines()[0]
+    assert len(Path("lines.jsonl").read_text().splitlines()) == 32
+    found = budwood("eval", run, world.chat, "--json").json
+    trained, base = ({s["name"]: s["value"] for s in found[key]} for key in ("scores", "base_scores"))
+    assert trained["loss"] != base["loss"]
+    assert "trained on" in ran.err
+
+
+def test_eval_of_answers(budwood: Run, world: World, run: Path) -> None:
+    found = budwood("eval", run, world.chat, "--metric", "exact_match", "--answers", 2, "--json").json
+    assert [s["name"] for s in found["scores"]] == ["exact_match"]
+    ran = budwood("eval", run, world.chat, "--metric", "exact_mach")
+    assert ran.code == 2 and "exact_match" in ran.err
+
+
+def test_eval_of_a_bare_adapter(budwood: Run, world: World) -> None:
+    found = budwood("eval", world.adapter, world.labelled, "--json").json
+    assert {s["name"] for s in found["scores"]} == {"accuracy", "macro_f1", "mcc", "loss"}
+    ran = budwood("eval", world.adapter)
+    assert ran.code == 2 and "name the data" in ran.err
+
+
+def test_eval_does_not_write_over_a_file(budwood: Run, world: World, run: Path) -> None:
+    Path("there").write_text("x")
+    ran = budwood("eval", run, world.chat, "--out", "there")
+    assert ran.code == 2 and "--force" in ran.err and Path("there").read_text() == "x"
+    below = budwood("eval", run, world.chat, "--out", "there/deeper/lines.jsonl")
+    assert below.code == 2 and "cannot write" in below.err
+
+
+def test_try_asks_prompts_and_held_out_rows(budwood: Run, world: World, run: Path) -> None:
+    ran = budwood("try", run, "--prompt", "Who?", "--prompt", "Where?", "--max-new-tokens", 4)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("before") == ran.out.count("after") == 2 and "Where?" in ran.out
+    found = budwood("try", "--rows", 2, "--max-new-tokens", 4, "--json").json
+    assert len(found["answers"]) == 2 and found["answers"][0]["expected"].startswith("There is")
+    assert found["answers"][0]["before"] != found["answers"][0]["after"]
+
+
+def test_try_of_a_classifier_says_the_class(budwood: Run, world: World) -> None:
+    (answer,) = budwood("try", world.adapter, "--prompt", "good food", "--json").json["answers"]
+    assert answer["after"].endswith("%)") and answer["after"][0] in "01"
+
+
+def test_try_talks_on_a_terminal(budwood: Run, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter(["Who?", ""])
+    monkeypatch.setattr("budwood.cli.attempt.is_interactive", lambda sink: True)
+    monkeypatch.setattr("builtins.input", lambda mark: next(typed))
+    ran = budwood("try", run, "--max-new-tokens", 2)
+    assert ran.code == 0 and ran.out.count("after") == 1
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_merge_writes_what_the_adapter_computes(budwood: Run, world: World, run: Path, dtype: str | None) -> None:
+    ran = budwood("merge", run, "--out", "merged", *(["--dtype", dtype] if dtype else []), "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["largest_difference"] < 1e-4 and ran.json["dtype"] == (dtype or "float32")
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")
+    assert merged.dtype == (torch.bfloat16 if dtype else torch.float32)
+    assert not any("deltas" in name for name in merged.state_dict())
+    assert (Path("merged") / "tokenizer.json").is_file()
+
+
+def test_merge_refuses_a_place_that_is_taken_or_not_writable(budwood: Run, run: Path) -> None:
+    Path("full").mkdir()
+    Path("full/keep").write_text("x")
+    ran = budwood("merge", run, "--out", "full")
+    assert ran.code == 2 and "--force" in ran.err
+    assert budwood("merge", run, "--out", "full", "--force").code == 0
+    assert not Path("full/keep").exists() and Path("full/config.json").is_file()
+    Path("file").write_text("x")
+    below = budwood("merge", run, "--out", "file/merged")
+    assert below.code == 2 and "cannot write" in below.err
+    assert budwood("merge", run, "--out", "x", "--dtype", "int4").code == 2 and not Path("x").exists()
+
+
+def test_export_to_peft_loads_in_peft(budwood: Run, world: World, run: Path) -> None:
+    peft = pytest.importorskip("peft")
+    ran = budwood("export", run, "--to", "peft")
+    assert ran.code == 0, ran.err
+    assert ran.out.strip() == str(run / "peft")
+    base = AutoModelForCausalLM.from_pretrained(world.model)
+    ids = torch.tensor([[5, 6, 7]])
+    before = base(ids).logits
+    assert not torch.equal(peft.PeftModel.from_pretrained(base, run / "peft")(ids).logits, before)
+
+
+def test_export_to_merged(budwood: Run, run: Path) -> None:
+    assert budwood("export", run, "--to", "merged", "-q").code == 0
+    assert (run / "merged" / "model.safetensors").is_file()
+    assert budwood("export", run, "--to", "gguff").code == 2
+
+
+def test_an_adapter_of_another_base(budwood: Run, world: World, run: Path) -> None:
+    other = AutoModelForCausalLM.from_pretrained(world.model)
+    with torch.no_grad():
+        other.model.embed_tokens.weight.mul_(2)
+    shutil.copytree(world.model, "other")
+    other.save_pretrained("other")
+    ran = budwood("try", run, "--model", "other", "--prompt", "x")
+    assert ran.code == 4 and "wrong base" in ran.err
+
+
+def test_a_truncated_and_a_pickled_adapter(budwood: Run, world: World, run: Path) -> None:
+    tensors = run / "adapter" / "adapter_model.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    ran = budwood("try", run, "--prompt", "x")
+    assert ran.code == 4 and "adapter_model.safetensors" in ran.err and "damaged" in ran.err
+    tensors.unlink()
+    (run / "adapter" / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    ran = budwood("eval", run, world.chat)
+    assert ran.code == 4 and "pickle" in ran.err
+
+
+def test_unknown_tensors_in_an_adapter(budwood: Run, run: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = run / "adapter" / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), "base_model.model.strange.lora_A.weight": torch.ones(2, 2)}, path, metadata)
+    ran = budwood("try", run, "--prompt", "x")
+    assert ran.code == 4 and "strange" in ran.err
+
+
+@pytest.mark.parametrize("where", ["nothing", "./nothing", "lm"])
+def test_no_such_run(budwood: Run, world: World, run: Path, where: str) -> None:
+    ran = budwood("try", world.model if where == "lm" else where, "--prompt", "x")
+    assert ran.code == 4, ran.err
+
+
+def test_a_run_without_an_adapter_names_the_way_on(budwood: Run, run: Path) -> None:
+    shutil.rmtree(run / "adapter")
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    ran = budwood("merge", run, "--out", "m")
+    assert ran.code == 4 and f"budwood train --resume {run}" in ran.err
