@@ -16,6 +16,7 @@ from types import FrameType
 from cyclopts import App, Group, Parameter
 
 from budwood.cli.failures import Terminated, report
+from budwood.cli.options import COMMAND
 from budwood.cli.output import Level, Sink
 
 TRAIN, USE, LOOK = (Group(name, sort_key=place) for place, name in enumerate(("Train", "Use what was trained", "Look")))
@@ -100,6 +101,7 @@ def build() -> App:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's own) and return its exit code; never raises."""
     tokens = list(sys.argv[1:] if argv is None else argv)
+    COMMAND.set(("budwood", *tokens))
     _prepare(tokens)
     before = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
     try:

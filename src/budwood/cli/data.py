@@ -223,7 +223,7 @@ def _show_tokens(
     shown = [preview(example, tokenizer, labels=corpus.labels) for example in encoded.examples[:rows]]
     for text in shown:
         sink.data(text)
-    return {**asdict(report), "template": encoded.template, "examples": shown}
+    return {**asdict(report), "template": encoded.template, "examples_shown": shown}
 
 
 def _shares(text: str) -> dict[str, float]:

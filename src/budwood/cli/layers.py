@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from budwood.errors import BadConfig
+
+if TYPE_CHECKING:
+    from budwood.core import Method
 
 PREFIX = "BUDWOOD_"
 BESIDE = ("model", "data", "method", "out", "columns", "template", "task", "offline", "trust_remote_code", "version")
@@ -134,7 +138,7 @@ def columns_of(value: object) -> dict[str, str] | None:
     return dict(parse_columns(str(value)))
 
 
-def method_of(value: object) -> object:
+def method_of(value: object) -> Method:
     """The Method that a flag, a variable or a file says; LoRA with its defaults where nothing is said."""
     from budwood.methods import method_from_dict
 

@@ -75,9 +75,9 @@ def merge_to(subject: Subject, out: Path, *, dtype: str | None, force: bool) -> 
         tokenizer, model = subject.load_tokenizer(), subject.load(dtype=torch.float32)
         batches = [_held_out(subject, tokenizer)]
         report = verify_merge(model, name=NAME, batches=batches, dtype=stored)
-        expected = sample_logits(model, batches, torch.float32)
         model.to(stored).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+        expected = sample_logits(model.float(), batches, torch.float32)
         del model
         found = sample_logits(_read_again(subject, draft), batches, torch.float32)
         largest = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))

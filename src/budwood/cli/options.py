@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -26,9 +28,31 @@ class Talk:
     def sink(self) -> Sink:
         """Where this verb's words go."""
         level = Level.VERBOSE if self.verbose else Level.QUIET if self.quiet else Level.NORMAL
-        return Sink(is_json=self.json, level=level)
+        sink = Sink(is_json=self.json, level=level)
+        _listen(sink)
+        return sink
 
 
+class _ToSink(logging.Handler):
+    """What our own modules log (a fetch, a chosen padding token) is said like everything else."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(logging.INFO)
+        self.sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one record."""
+        self.sink.say(record.getMessage())
+
+
+def _listen(sink: Sink) -> None:
+    logger = logging.getLogger("budwood")
+    logger.handlers = [_ToSink(sink)]
+    logger.setLevel(logging.INFO)
+
+
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=("budwood",))
+"""What was typed, for the record."""
 Unlisted = Parameter(show=False)
 """A flag that works and that the help leaves to docs/howto/cli.md."""
 

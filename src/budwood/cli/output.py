@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,18 @@ class Sink:
         """A line for the human, on stderr; silent with -q."""
         if self.level >= Level.NORMAL:
             self._talk(text, style)
+
+    def say_marked(self, text: str) -> None:
+        """A line in which [[some stretches]] stand out: bold on a terminal, in their brackets elsewhere."""
+        if self.console is None or self.level < Level.NORMAL:
+            self.say(text)
+            return
+        from rich.text import Text
+
+        styled = Text()
+        for place, part in enumerate(re.split(r"\[\[(.*?)\]\]", text, flags=re.DOTALL)):
+            styled.append(part, "bold green" if place % 2 else "")
+        self.console.print(styled, soft_wrap=True)
 
     def head(self, text: str) -> None:
         """A heading."""

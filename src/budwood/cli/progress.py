@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budwood.cli.output import Sink, amount, duration, size
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from budwood.records import Score
     from budwood.train.observer import StepPoint
+    from budwood.train.preflight import Preflight
 
 EVERY_S = 10.0
 """Seconds between plain lines."""
@@ -30,10 +33,10 @@ class Progress:
     """Listens to a run (`budwood.train.Observer`) and tells the human."""
 
     sink: Sink
+    peak_bytes: Callable[[], int | None] | None = None
+    """The most memory held so far, on top of what was held when this was made."""
     predicted_bytes: int | None = None
     """Peak memory that preflight expects."""
-    peak_bytes: Callable[[], int | None] = lambda: None
-    """Peak memory so far, as it is predicted."""
     clock: Callable[[], float] = time.monotonic
     every_s: float = EVERY_S
     _live: Live | None = field(default=None, repr=False)
@@ -42,7 +45,17 @@ class Progress:
     _speed: float | None = None
     _score: str = ""
     _last: StepPoint | None = None
-    _said: StepPoint | None = None
+
+    def __post_init__(self) -> None:
+        if self.peak_bytes is None:
+            self.peak_bytes = PeakMemory()
+
+    def preflight(self, facts: Preflight) -> None:
+        """Everything that the run is about to do."""
+        self.predicted_bytes = facts.predicted_bytes
+        tell_preflight(facts, self.sink)
+        self.sink.say()
+        self._doing("scoring the base")
 
     def note(self, text: str) -> None:
         """A line of its own."""
@@ -55,6 +68,9 @@ class Progress:
         self._last = point
         if self._live is not None:
             self._live.update(self._rich_line(point))
+            if point.progress >= 1.0:
+                self.sink.say(self.line(point))
+                self._doing("checking what was trained")
         elif self.clock() - self._said_at >= self.every_s or point.progress >= 1.0:
             self._say_line(point)
 
@@ -79,12 +95,11 @@ class Progress:
         from rich.live import Live
 
         with Live(console=console, refresh_per_second=4, transient=True) as self._live:
+            self._doing("loading, and trying a few steps")
             try:
                 yield self
             finally:
                 self._live = None
-        if self._last is not None:
-            self.sink.say(self.line(self._last))
 
     def line(self, point: StepPoint) -> str:
         """Step, time left, loss, held-out score, speed, memory."""
@@ -101,14 +116,23 @@ class Progress:
         return "  ".join(part for part in parts if part)
 
     def _memory(self) -> str:
-        held = self.peak_bytes()
+        held = self.peak_bytes() if self.peak_bytes else None
         if held is None:
             return ""
         return size(held) + (f" of {size(self.predicted_bytes)} predicted" if self.predicted_bytes else "")
 
     def _say_line(self, point: StepPoint) -> None:
-        self._said_at, self._said = self.clock(), point
+        self._said_at = self.clock()
         self.sink.say(self.line(point))
+
+    def _doing(self, what: str) -> None:
+        """Between steps: what takes the time."""
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(f"... {what}", "dim"))
+        else:
+            self.sink.detail(f"{what} ...")
 
     def _rich_line(self, point: StepPoint) -> Text:
         from rich.text import Text
@@ -117,6 +141,40 @@ class Progress:
         done = round(width * point.progress)
         bar = Text("━" * done, "green") + Text("━" * (width - done), "grey37")
         return bar + Text("  " + self.line(point))
+
+
+@dataclass
+class PeakMemory:
+    """The most this process has held since now: of CUDA memory once that is used, else resident."""
+
+    floor: int = field(default_factory=lambda: _resident("VmRSS") or 0)
+    highest: int = 0
+
+    def __call__(self) -> int | None:
+        """Bytes; None where the system does not tell."""
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            return int(torch.cuda.max_memory_allocated())
+        held = _resident("VmHWM")
+        if held is None:
+            return None
+        self.highest = max(self.highest, held - self.floor)
+        return self.highest
+
+
+def tell_preflight(facts: Preflight, sink: Sink) -> None:
+    """The lines of a preflight; what is learned stands out."""
+    for line in facts.lines():
+        sink.say_marked(line)
+
+
+def _resident(kind: str) -> int | None:
+    """Bytes of VmRSS or VmHWM; None where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:")), None)
 
 
 def one_line(text: str, width: int = SHOWN) -> str:

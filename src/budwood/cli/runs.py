@@ -9,6 +9,7 @@ from cyclopts import App
 
 from budwood.cli.options import Talk
 from budwood.cli.output import Table, amount, duration, size
+from budwood.errors import BadCheckpoint
 
 if TYPE_CHECKING:
     from budwood.records import Manifest, Result, RunFolder
@@ -31,7 +32,12 @@ def ls(*, root: Path = Path("runs"), talk: Talk | None = None) -> int:
     listing = list_runs(root)
     rows, payload = [], []
     for run in listing.runs:
-        manifest, result = run.manifest(), run.result()
+        manifest = run.manifest()
+        try:
+            result = run.result()
+        except BadCheckpoint as error:
+            result = None
+            sink.complain(str(error), style="yellow")
         rows.append(
             (run.name, manifest.status, method_line(manifest), manifest.model, manifest.data, quality_line(result))
         )

@@ -106,18 +106,24 @@ class Subject:
         return load_tokenizer(ref, trust_remote_code=self._trusts)
 
     def read(self, source: str | None) -> Corpus:
-        """Data to use it on: `source`, or what the run was trained with. Raises BadConfig where there is neither."""
+        """Data to use it on: `source`, or what the run was trained with, divided as the run divided it.
+
+        Raises BadConfig where there is neither.
+        """
         from dataclasses import replace
 
         from budwood.assets import resolve_data
-        from budwood.data import read
+        from budwood.data import read, with_validation
 
         name = source or (self.run.manifest().data if self.run else None)
         if name is None:
             raise BadConfig(f"{self.shown} is a bare adapter; name the data, too: a file, a folder or a demo name")
-        found = resolve_data(name, offline=bool(self.settings.get("offline")), say=self.sink.say)
+        place = resolve_data(name, offline=bool(self.settings.get("offline")), say=self.sink.say)
         columns = columns_of(self.settings.get("columns"))
-        return replace(read(found, columns=columns, task=self.task, labels=self.labels), origin=name)
+        corpus = replace(read(place, columns=columns, task=self.task, labels=self.labels), origin=name)
+        if self.run is not None and name == self.run.manifest().data:
+            return with_validation(corpus, seed=self.run.manifest().seed)  # as the run divided it
+        return corpus
 
     @property
     def _trusts(self) -> bool:

@@ -1,8 +1,22 @@
-"""`budwood train`."""
+"""`budwood train`: settings from every layer into one job, then the job, told as it goes."""
 
 from __future__ import annotations
 
-from budwood.cli.options import Machine, Talk, Training
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budwood.cli.layers import Settings, columns_of, layered, method_of, require, split, text_of
+from budwood.cli.options import COMMAND, Machine, Talk, Training, given
+from budwood.cli.output import Sink, Table
+from budwood.cli.progress import Progress, tell_preflight
+from budwood.cli.runs import next_steps, result_rows
+from budwood.errors import BadConfig
+
+if TYPE_CHECKING:
+    from budwood.train.job import Job
+    from budwood.train.run import Run
+
+USAGE = "budwood train MODEL DATA"
 
 
 def train(
@@ -18,5 +32,98 @@ def train(
     data: str
         A file, a folder of splits, a hub id or a demo name.
     """
-    print(training, talk)
+    training, machine, talk = training or Training(), machine or Machine(), talk or Talk()
+    sink = talk.sink()
+    typed = {**given(training), **given(machine)}
+    places = {name: word for name, word in (("model", model), ("data", data)) if word is not None}
+    if training.resume is not None:
+        _refuse_more({**typed, **places})
+        return tell_run(_resumed(training.resume, sink), sink)
+    flags = {name: value for name, value in typed.items() if name not in ("config", "dry_run", "force")}
+    settings = layered({**flags, **places}, machine.config)
+    job = job_of(settings, force=training.force)
+    if training.dry_run:
+        return _dry_run(job, sink)
+    return tell_run(run_told(job, sink), sink)
+
+
+def job_of(settings: Settings, *, force: bool) -> Job:
+    """The job that settings say. Raises BadConfig, naming what is missing or wrong."""
+    from budwood.train.config import TrainConfig
+    from budwood.train.job import Job
+
+    plain, beside = split(settings)
+    template, task, out = (text_of(beside, key) for key in ("template", "task", "out"))
+    if beside.get("trust_remote_code"):
+        raise BadConfig("a model that brings its own code cannot be trained yet; leave trust_remote_code out")
+    return Job(
+        model=require(beside, "model", USAGE), data=require(beside, "data", USAGE),
+        method=method_of(beside.get("method")),
+        config=TrainConfig.from_dict(plain), columns=columns_of(beside.get("columns")),
+        template=_one_of("template", template or "auto", ("auto", "chat", "plain")),  # type: ignore[arg-type]
+        task=task and _one_of("task", task, ("causal-lm", "classification")),  # type: ignore[arg-type]
+        out=Path(out) if out else None, force=force, offline=bool(beside.get("offline")), command=COMMAND.get(),
+    )  # fmt: skip
+
+
+def run_told(job: Job, sink: Sink) -> Run:
+    """Run a job, telling the human."""
+    from budwood.train.run import run_job
+
+    with Progress(sink).shown() as progress:
+        return run_job(job, observer=progress)
+
+
+def tell_run(run: Run, sink: Sink) -> int:
+    """What came out, where it is, what to type next."""
+    result = run.result
+    sink.head("done")
+    sink.tell(Table(("", ""), result_rows(result)))
+    sink.say()
+    sink.say(f"run folder   {run.path}")
+    for line in next_steps(run.folder, run.manifest.status):
+        sink.say(line)
+    if not sink.is_live:
+        sink.data(str(run.path))
+    sink.result(
+        {"run": run.path, "adapter": run.adapter, "status": run.manifest.status,
+         "result": result.to_dict() if result else None}
+    )  # fmt: skip
     return 0
+
+
+def _resumed(where: str, sink: Sink) -> Run:
+    from budwood.train.run import resume
+
+    with Progress(sink).shown() as progress:
+        return resume(where, observer=progress)
+
+
+def _dry_run(job: Job, sink: Sink) -> int:
+    """The preflight alone."""
+    from budwood.train.run import check_job
+
+    facts = check_job(job)
+    tell_preflight(facts, sink)
+    sink.say()
+    sink.say("nothing was trained or written (--dry-run)")
+    sink.result({"preflight": facts.to_dict()})
+    return 0
+
+
+def _refuse_more(typed: Settings) -> None:
+    """A resumed run is the run it was: settings beside --resume would not be used."""
+    more = sorted(typed.keys() - {"resume", "offline"})
+    if more:
+        words = ", ".join(
+            f"--{name.replace('_', '-')}" if name not in ("model", "data") else name.upper() for name in more
+        )
+        raise BadConfig(f"a resumed run keeps its settings, so {words} would not be used; type only --resume RUN")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    from budwood.errors import did_you_mean
+
+    if value not in choices:
+        raise BadConfig(f"{name} is {value!r}; {did_you_mean(value, choices)}")
+    return value
