@@ -48,6 +48,11 @@ class Captured:
     autocast: tuple[str, torch.dtype] | None
     """Device type and dtype of the autocast in force at the output embedding."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the states came out of, and go on in, float32."""
+        return self.autocast is None and self.hidden.dtype == torch.float32
+
 
 class Head:
     """The output embedding of a model and what comes after it."""

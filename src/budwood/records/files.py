@@ -86,7 +86,10 @@ def read_lines(path: Path) -> list[dict[str, Json]]:
 
 
 def plain(value: Json) -> Json:
-    """The same data with nothing in it that JSON lacks: paths, tuples, NumPy numbers, NaN and infinities."""
+    """The same data with nothing in it that JSON lacks: paths, tuples, NumPy numbers, NaN and infinities.
+
+    Numbers that are not finite become words ("NaN", "Infinity", "-Infinity") that float() reads back.
+    """
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Integral):
@@ -100,11 +103,6 @@ def plain(value: Json) -> Json:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a record cannot hold a {type(value).__name__}: {value!r}")
-
-
-def number(value: Json) -> float:
-    """A float as `plain` wrote it: the words for non-finite numbers are read back."""
-    return float(value)
 
 
 def not_writable(path: Path, error: OSError) -> BadConfig:

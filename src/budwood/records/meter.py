@@ -41,22 +41,30 @@ def count(parameters: Iterable[Tensor]) -> tuple[int, int]:
     )
 
 
+_marks: list[int] = []
+"""High-water marks of this process, in bytes, each read just before a new meter reset it."""
+
+
 class MemoryMeter:
     """Peak memory of this process from the moment it was made.
 
     Make it after the imports and before the model is loaded: what the process holds then is the floor, which
     `read` takes off.  Files mapped into memory (safetensors) count with the pages that were touched.  Linux
     lets the high-water mark be reset; where it cannot be, it is that of the whole process and `how` says so.
+    Several meters may run at a time: the mark that a new one resets is kept for the older ones.
     """
 
     def __init__(self) -> None:
+        _marks.append(_high_water()[0])
+        self._first = len(_marks)
         self._reset = _reset_high_water()
         self.floor_bytes = psutil.Process().memory_info().rss
         """Resident bytes when the meter was made."""
 
     def read(self) -> Memory:
         """The peak so far."""
-        high_water, how = _high_water()
+        mark, how = _high_water()
+        high_water = max(mark, *_marks[self._first :], 0)
         return Memory(
             peak_bytes=max(0, high_water - self.floor_bytes),
             how=how if self._reset else f"{how} since the process began",

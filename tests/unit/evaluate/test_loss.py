@@ -288,6 +288,15 @@ def test_examples_of_one_row_are_added_up() -> None:
     assert report.token_accuracy.value == pytest.approx(report.correct.sum() / 4)
 
 
+def test_rows_without_labels_say_nothing_and_decide_nothing() -> None:
+    model = FAMILIES["llama"].build()
+    model.set_output_embeddings(Odd(model.get_output_embeddings()))
+    masked = collate([Example(ids=[4, 5, 6], labels=[IGNORE] * 3, row=0)], PAD)
+    report = evaluate_loss(model, [masked, *batches()])
+    assert report.route == "plain forward" and report.tokens[0] == 0
+    assert_right(report, model, [masked, *batches()])
+
+
 def test_a_generator_of_batches_is_enough() -> None:
     def once() -> Iterator[Batch]:
         yield from batches()
