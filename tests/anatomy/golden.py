@@ -162,8 +162,7 @@ GOLDEN: dict[str, dict[str, str]] = {
     | HEAD,
     "bert": bert("bert") | MLM,
     "bert-classify": bert("bert") | {"bert.pooler.dense": "pooler", "classifier": "head"},
-    "roberta": bert("roberta")
-    | under("lm_head.", "dense=head.transform layer_norm=norm.head decoder=head.lm"),
+    "roberta": bert("roberta") | under("lm_head.", "dense=head.transform layer_norm=norm.head decoder=head.lm"),
     "roberta-classify": bert("roberta") | under("classifier.", "dense=head out_proj=head"),
     "electra": bert("electra")
     | {"electra.embeddings_project": "embed.project", "generator_lm_head": "head.lm"}

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import FAMILIES, GPT2, LLAMA, _build
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from budwood.anatomy import discover
+from families import FAMILIES, GPT2, LLAMA, _build
 
 Split = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 HEADS, SIZE = 4, 8

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import BART, FAMILIES, GPT2, GQA, LLAMA, _batch, _build
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from budwood.anatomy import Anatomy, SubLayer, discover
 from budwood.anatomy.probe import first_tensor
+from families import BART, FAMILIES, GPT2, GQA, LLAMA, _batch, _build
 
 ORDER = ("attn", "cross", "mlp")
 WITHOUT = {"mamba": 0, "rwkv": 0, "jamba": 3, "albert": 2, "bart": 10, "mbart": 10, "t5": 10, "flan-t5": 10}
@@ -36,7 +36,7 @@ class Watch:
             h = first_tensor(output)
             assert h is not None
             changed = h + torch.randn(h.shape, generator=torch.Generator().manual_seed(7)).to(h)
-            self.seen[sub.h, "h"].append(changed)
+            self.seen[sub.h, "h"].append(changed.clone())
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
         return hook
@@ -83,9 +83,7 @@ def check(model: PreTrainedModel, batch: dict[str, Tensor]) -> Anatomy:
             assert calls == len(watch.seen[after]) > 0
             for call in range(calls):
                 expected = result(model, watch, sub, others, call)
-                torch.testing.assert_close(
-                    expected.flatten(), watch.seen[after][call].flatten(), rtol=1e-5, atol=1e-5
-                )
+                torch.testing.assert_close(expected.flatten(), watch.seen[after][call].flatten(), rtol=1e-5, atol=1e-5)
     return anatomy
 
 
@@ -176,10 +174,7 @@ def test_the_placement_table_of_the_literature(
     name: str, role: str, stack: str, h: str, r: str, norm: str | None
 ) -> None:
     found_h, (found_r, end), found_norm = one(name, role, stack)
-    (block,) = [
-        s.path
-        for s in discover(FAMILIES[name].build()).select("block", layers=(0,), stack=stack)
-    ]
+    (block,) = [s.path for s in discover(FAMILIES[name].build()).select("block", layers=(0,), stack=stack)]
     assert found_h == f"{block}.{h}"
     assert (found_r, end) == (f"{block}.{r}", "input")
     assert found_norm == (f"{block}.{norm}" if norm else None)

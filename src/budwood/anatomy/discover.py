@@ -70,7 +70,7 @@ def _probe(skeleton: Skeleton, batch: Mapping[str, Any] | None, fused: Mapping[s
     wanted = {attention for attention, _ in fused.values()}
     try:
         given = batch if batch is not None else probe.synthetic_batch(model)
-        return probe.run(model, paths, given, wanted)
+        return probe.run(model, paths, probe.without_cache(model, given), wanted)
     except Exception as error:
         if any(p.is_meta for p in model.parameters()):
             return None

@@ -207,12 +207,15 @@ def synthetic_batch(model: PreTrainedModel) -> dict[str, Any]:
     if model.config.is_encoder_decoder and isinstance(end, int):
         ids[-1] = end
     batch: dict[str, Any] = {"input_ids": torch.tensor([ids], device=model.device)}
-    accepted = inspect.signature(model.forward).parameters
-    if model.config.is_encoder_decoder and "decoder_input_ids" in accepted:
+    if model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters:
         batch["decoder_input_ids"] = batch["input_ids"]
-    if "use_cache" in accepted:
-        batch["use_cache"] = False
     return batch
+
+
+def without_cache(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch, asking a model that keeps keys and values not to: attentions are run again with what they got."""
+    accepts = "use_cache" in inspect.signature(model.forward).parameters
+    return {**batch, "use_cache": False} if accepts else dict(batch)
 
 
 @contextmanager
