@@ -15,8 +15,8 @@ Written by `python scripts/methods_page.py` from the classes in `src/budwood/met
 
 A method is typed as `NAME` or `NAME:field=value,field=value` (lists joined by `+`), and written in YAML as
 `method: {NAME: {field: value}}`. Targets are roles, the same in every model: `attn.q attn.k attn.v attn.o` (and
-`cross.*`), `mlp.gate mlp.up mlp.down`, `embed`, `head`, `head.lm`; `all` is every linear of the blocks. `budwood inspect
-MODEL` shows which ones a model has.
+`cross.*`), `mlp.gate mlp.up mlp.down`, `embed`, `head`, `head.lm`; `all` is every linear of the blocks. `budwood
+inspect MODEL` shows which ones a model has.
 """
 
 
