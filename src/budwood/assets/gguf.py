@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from budwood.assets.quiet import quiet
 from budwood.errors import BadCheckpoint, NotAvailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
 def require_gguf(path: Path) -> None:
     """Raises NotAvailable, with the install line, if the optional package that reads GGUF files is absent."""
-    if importlib.util.find_spec("gguf") is None:
+    if find_spec("gguf") is None:
         raise NotAvailable(f"reading {path.name} needs the optional package gguf; type: pip install 'budwood[demo]'")
+
+
+def read_config(path: Path) -> Any:
+    """Returns the configuration that a GGUF file carries.  Raises BadCheckpoint if it cannot be read."""
+    from transformers import AutoConfig
+
+    with _explained(path, "configuration"):
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
 
 def read_model(auto_class: Any, path: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
@@ -27,14 +37,10 @@ def read_model(auto_class: Any, path: Path, **settings: Any) -> tuple[Any, dict[
     """
     import torch
 
-    require_gguf(path)
-    try:
-        with quiet():
-            model, report = auto_class.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, **settings
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as problem:
-        raise BadCheckpoint(f"{path} cannot be read as a GGUF model: {problem}") from problem
+    with _explained(path, "model"):
+        model, report = auto_class.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, **settings
+        )
     _forget_quantisation(model)
     return model, report
 
@@ -43,12 +49,22 @@ def read_tokenizer(path: Path) -> Any:
     """Returns the tokenizer that a GGUF file carries.  Raises BadCheckpoint if it carries none that can be read."""
     from transformers import AutoTokenizer
 
+    with _explained(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@contextmanager
+def _explained(path: Path, what: str) -> Iterator[None]:
+    """A parser of a foreign file may fail in any way; whichever it is, the file cannot be read."""
     require_gguf(path)
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as problem:
-        raise BadCheckpoint(f"no tokenizer can be read from {path}: {problem}") from problem
+            yield
+    except MemoryError:
+        raise
+    except Exception as problem:
+        said = f"{type(problem).__name__}: {problem}"
+        raise BadCheckpoint(f"no {what} can be read from {path} ({said}); fetch the file again") from problem
 
 
 def convert(path: Path, out: Path, *, context: int) -> int:

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,13 +26,8 @@ _MARK = "BUDWOOD_HUB"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """What the hub says about one repository."""
-
-    revision: str
-    files: dict[str, int]
-    """Size in bytes by file name; 0 where the hub does not say."""
+Listing = dict[str, int]
+"""The files of a repository: size in bytes by name; 0 where the hub does not say."""
 
 
 def looks_like_id(name: str) -> bool:
@@ -89,8 +83,7 @@ def ask(repo: str, kind: Kind = "model") -> Listing:
             api = HfApi()
             asked = api.model_info if kind == "model" else api.dataset_info
             info = asked(repo, timeout=_ANSWER_S, files_metadata=True)
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-            found.append(Listing(revision=info.sha or "main", files=sizes))
+            found.append({file.rfilename: file.size or 0 for file in info.siblings or ()})
         except Exception as problem:  # handed over to the asking thread
             found.append(problem)
 
@@ -157,14 +150,14 @@ def download_model(repo: str, listing: Listing, say: Callable[[str], None]) -> P
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    files = wanted_from_hub(listing.files)
-    num_bytes = sum(listing.files[name] for name in files)
+    files = wanted_from_hub(listing)
+    num_bytes = sum(listing[name] for name in files)
     _check_space(repo, num_bytes, Path(constants.HF_HUB_CACHE))
     say(f"{repo}: {num_bytes / 1e6:.0f} MB in {len(files)} files, kept in {constants.HF_HUB_CACHE}")
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(snapshot_download(repo, revision=listing.revision, allow_patterns=list(files)))
+        return Path(snapshot_download(repo, allow_patterns=list(files)))
     except Exception as problem:
         raise NotAvailable(
             f"fetching {repo} stopped: {_first_line(problem)}. Try again: what has arrived is kept"

@@ -7,7 +7,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from budwood.assets.gguf import read_model, read_tokenizer, require_gguf
+from budwood.assets.gguf import read_config, read_model, read_tokenizer
 from budwood.assets.padding import ensure_padding
 from budwood.assets.quiet import quiet
 from budwood.errors import BadCheckpoint, BadConfig, NotAvailable
@@ -92,9 +92,7 @@ def _read_config(ref: ModelRef, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     if ref.kind == "gguf":
-        require_gguf(ref.path)
-        with _explained(ref, "configuration"), quiet():
-            return AutoConfig.from_pretrained(ref.path.parent, gguf_file=ref.path.name)
+        return read_config(ref.path)
     _check_architecture(ref, trust_remote_code)
     with _explained(ref, "configuration"), quiet():
         return AutoConfig.from_pretrained(ref.path, local_files_only=True, trust_remote_code=trust_remote_code)
@@ -227,7 +225,7 @@ def _set_padding(ref: ModelRef, model: Any, trust_remote_code: bool) -> None:
     number = load_tokenizer(ref, trust_remote_code=trust_remote_code).pad_token_id
     for config in {id(found): found for found in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = number
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+    if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = number
 
 

@@ -105,39 +105,38 @@ def resolve_data(name: str | Path, *, offline: bool = False, say: Callable[[str]
 def _from_hub(repo: str, *, offline: bool, say: Callable[[str], None]) -> ModelRef:
     cached = hub.cached_model(repo)
     if hub.is_forbidden(offline):
-        hub.close()
+        hub.cut_off()
         if cached is None:
             raise hub.no_answer(repo, "model", "offline")
-        return _cached_ref(repo, cached)
+        return _hub_ref(repo, cached)
     hub.open_for_a_name()
     try:
         listing = hub.ask(repo)
-    except NotAvailable:
+    except NotAvailable as problem:
         if cached is None:
             raise
-        say(f"{repo}: the hub does not answer; taking the copy in its cache")
-        return _cached_ref(repo, cached)
+        say(f"{repo}: taking the copy in the hub's cache ({str(problem).splitlines()[0]})")
+        return _hub_ref(repo, cached)
     _check_listing(repo, listing)
     path = hub.download_model(repo, listing, say)
-    check_model_folder(path)
-    return ModelRef(kind="hub", path=path, name=repo, revision=listing.revision)
+    return _hub_ref(repo, path)
 
 
-def _cached_ref(repo: str, folder: Path) -> ModelRef:
+def _hub_ref(repo: str, folder: Path) -> ModelRef:
     check_model_folder(folder)
     return ModelRef(kind="hub", path=folder, name=repo, revision=folder.name)
 
 
 def _check_listing(repo: str, listing: hub.Listing) -> None:
     """Says no before anything large is fetched."""
-    if not any(name.endswith(".safetensors") for name in listing.files):
-        if pickled := [name for name in listing.files if name.endswith(PICKLES)]:
+    if not any(name.endswith(".safetensors") for name in listing):
+        if pickled := [name for name in listing if name.endswith(PICKLES)]:
             fetch = f"hf download {repo} --local-dir FOLDER"
             raise NotAvailable(
                 refuse_pickle(f"{repo} has its weights as {pickled[0]} only", Path("FOLDER"))
                 + f"\nafter:\n    {fetch}\nthen name FOLDER"
             )
-        ggufs = [name for name in listing.files if name.endswith(".gguf")]
+        ggufs = [name for name in listing if name.endswith(".gguf")]
         hint = f"; fetch a GGUF file and name it: hf download {repo} {ggufs[0]} --local-dir ." if ggufs else ""
         raise NotAvailable(f"{repo} has no safetensors weights{hint}")
 
@@ -146,7 +145,7 @@ def _data_from_hub(repo: str, *, offline: bool) -> str:
     if hub.is_forbidden(offline):
         if not hub.cached_dataset(repo):
             raise hub.no_answer(repo, "dataset", "offline")
-        hub.close()
+        hub.cut_off()
         return repo
     hub.open_for_a_name()
     try:
