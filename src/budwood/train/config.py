@@ -93,8 +93,10 @@ class TrainConfig:
     """Put rows of similar length in one step: less padding, the same rows in every epoch."""
     eval_every: int | None = None
     """Steps between validations; none validates four times in a run, 0 only at its end."""
-    eval_rows: int = 200
-    """Most held-out rows used while training; the final evaluation uses them all."""
+    eval_rows: int = 64
+    """Most held-out rows scored while training."""
+    test_rows: int = 256
+    """Most held-out rows scored before and after training, evenly spread over the split."""
     save_every: float = 600.0
     """Seconds between saves of what a run resumes from; 0 saves only when stopped and at the end."""
     proof_steps: int = 4
@@ -247,7 +249,15 @@ def _check_device(device: str) -> None:
 
 def _check_ranges(config: TrainConfig) -> None:
     """Raise BadConfig for the first number that is out of its range."""
-    at_least = {"batch": 1, "accumulate": 1, "eval_rows": 1, "save_every": 0, "proof_steps": 0, "samples": 0}
+    at_least = {
+        "batch": 1,
+        "accumulate": 1,
+        "eval_rows": 1,
+        "test_rows": 1,
+        "save_every": 0,
+        "proof_steps": 0,
+        "samples": 0,
+    }
     at_least |= {"warmup": 0, "weight_decay": 0, "clip": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(config, name)

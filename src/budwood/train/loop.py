@@ -68,9 +68,9 @@ def fit(
               when the step is finished and the state saved
     """
     observer = observer or Silent()
-    if start is None:
-        seed_everything(config.seed)
     standing = start or Standing(pieces=config.accumulate)
+    if standing.step == 0:
+        seed_everything(config.seed)
     budget, total = config.parsed_budget, config.parsed_budget.steps(feed.steps_per_epoch)
     meter = Meter(threads=torch.get_num_threads())
     share = progress(budget, total, standing.step, standing.seconds)

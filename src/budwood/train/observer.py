@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from budwood.records import Score
+
+if TYPE_CHECKING:
+    from budwood.train.preflight import Preflight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,9 @@ class StepPoint:
 class Observer(Protocol):
     """Told what happens, in order; must not change anything."""
 
+    def preflight(self, facts: Preflight) -> None:
+        """What the run is about to do, before its folder is made."""
+
     def note(self, text: str) -> None:
         """Something a person should know: a smaller batch, a save, a proof passed."""
 
@@ -65,6 +71,9 @@ class Observer(Protocol):
 
 class Silent:
     """An observer that says nothing."""
+
+    def preflight(self, facts: Preflight) -> None:
+        """Nothing."""
 
     def note(self, text: str) -> None:
         """Nothing."""

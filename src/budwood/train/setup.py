@@ -6,26 +6,23 @@ before (assets); attaching freezes; nothing compiles here yet; sharding is Accel
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
+from budwood.anatomy import Anatomy
 from budwood.core import Adapter, Method, attach, named_parameters, unfired
 from budwood.data import Batch
 from budwood.errors import BadConfig, WrongOrder
 from budwood.train.config import TrainConfig
+from budwood.train.precision import arithmetic, master, resolve_device, resolve_precision
 from budwood.train.randomness import seed_everything
-
-FAST_BF16 = 1.3
-"""How many times faster than float32 a bfloat16 product has to be for precision=auto to choose it."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,28 @@ class Prepared:
             yield
 
 
-@contextmanager
-def arithmetic(device: torch.device, compute: torch.dtype) -> Iterator[None]:
-    """bfloat16 products on `device` if `compute` says so, else nothing."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=compute == torch.bfloat16):
-        yield
-
-
 def prepare(
-    model: PreTrainedModel, method: Method, config: TrainConfig, *, name: str = "default", sample: Batch | None = None
+    model: PreTrainedModel,
+    method: Method,
+    config: TrainConfig,
+    *,
+    name: str = "default",
+    sample: Batch | None = None,
+    anatomy: Anatomy | None = None,
 ) -> Prepared:
     """Attach `method` to a loaded model and make everything ready for the first step.
 
-    sample  a batch that one forward is tried on: every adapted module has to run
-    Raises  WrongOrder naming the modules that did not, BadConfig for a device, precision or setting that the
-            machine or the model does not have, and what `budwood.attach` raises
+    sample   a batch that one forward is tried on: every adapted module has to run
+    anatomy  what `discover(model)` returned, if that is known
+    Raises   WrongOrder naming the modules that did not, BadConfig for a device, precision or setting that the
+             machine or the model does not have, and what `budwood.attach` raises
     """
     device = resolve_device(config.device)
     compute = resolve_precision(config.precision, device)
     _check_weights(model, config, compute)
     seed_everything(config.seed)
     model.to(device)
-    adapter = attach(model, method, name=name)
+    adapter = attach(model, method, name=name, anatomy=anatomy)
     parameters = named_parameters(model, name)
     for parameter in parameters.values():
         parameter.data = master(parameter.data)
@@ -103,50 +100,6 @@ def build_optimizer(
     ]
     fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=fused)
-
-
-def master(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the precision that updates add up in: float32, or as it is if it has more."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that a name means here; auto takes CUDA, then MPS, then the CPU. Raises BadConfig if it is absent."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadConfig(f"device is {name} but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise BadConfig("device is mps but torch does not see Apple's GPU here; use --device cpu")
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """float32 for exact, bfloat16 for bf16, and for auto whichever is faster here by a clear margin."""
-    if name == "exact":
-        return torch.float32
-    if name == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and bf16_gain() >= FAST_BF16 else torch.float32
-
-
-@cache
-def bf16_gain() -> float:
-    """How many times faster than float32 this CPU multiplies bfloat16 matrices; measured once, in some 30 ms."""
-
-    def seconds(dtype: torch.dtype) -> float:
-        left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def _check_weights(model: PreTrainedModel, config: TrainConfig, compute: torch.dtype) -> None:

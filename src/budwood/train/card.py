@@ -1,0 +1,95 @@
+"""The README.md of an adapter: what it is, what it was trained on, how good it is, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from budwood.methods import method_to_dict
+from budwood.records import Quality
+from budwood.records.files import plain, write_text
+
+if TYPE_CHECKING:
+    from budwood.train.job import Job
+    from budwood.train.material import Material
+    from budwood.train.setup import Prepared
+
+
+def write_card(
+    folder: Path,
+    *,
+    job: Job,
+    material: Material,
+    prepared: Prepared,
+    scores: Sequence[Quality],
+    proofs: Sequence[str],
+) -> Path:
+    """Write README.md and return its path."""
+    method = method_to_dict(job.method)
+    ref = material.source.ref
+    front = {
+        "base_model": ref.name if ref is not None and ref.kind == "hub" else job.model_name,
+        "library_name": "peft" if method.keys() & {"lora", "ia3"} else "budwood",
+        "tags": ["budwood", *method],
+        "pipeline_tag": "text-classification" if material.corpus.task == "classification" else "text-generation",
+    }
+    config = job.config
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {job.method.name} adapter for {job.model_name}",
+        "",
+        f"Trained on {job.data_name} ({len(material.corpus.rows('train')):,} rows, {material.corpus.shape}) "
+        f"for {config.budget}, {config.batch} rows a step, learning rate {prepared.learning_rate:g}, "
+        f"seed {config.seed}, in {str(prepared.compute).removeprefix('torch.')}.",
+        "",
+        "```yaml",
+        yaml.safe_dump({"method": plain(method)}, sort_keys=False).strip(),
+        "```",
+        "",
+        *_scores(scores, material),
+        "## How to use it",
+        "",
+        "```python",
+        "import budwood as bw",
+        "bw.load(model, 'path/to/this/folder', name='adapter')   # model: the base named above",
+        "```",
+        "",
+        "## What was proved",
+        "",
+        *(f"- {proof}" for proof in proofs),
+        "",
+    ]
+    write_text(folder / "README.md", "\n".join(lines))
+    return folder / "README.md"
+
+
+def _scores(scores: Sequence[Quality], material: Material) -> list[str]:
+    """A table of the scores, with 95 % intervals."""
+    if not scores:
+        return []
+    rows = [
+        f"| {entry.metric} | {_cell(entry.base)} | {_cell(entry.score)} | {entry.score.n:,} {entry.score.unit} |"
+        for entry in scores
+    ]
+    return [
+        f"## How good it is on {material.held_split} rows (95 % intervals)",
+        "",
+        "| | base | with the adapter | from |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _cell(score: object) -> str:
+    from budwood.records import Score
+
+    if not isinstance(score, Score):
+        return ""
+    return f"{score.value:.4g} [{score.low:.4g}, {score.high:.4g}]"

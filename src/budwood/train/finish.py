@@ -1,0 +1,140 @@
+"""After the last step: save the adapter, prove it, and measure what it achieved and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budwood.data import Batch
+from budwood.errors import CannotFold
+from budwood.evaluate import latency
+from budwood.evaluate.generate import context_of
+from budwood.evaluate.task import EvaluationResult
+from budwood.interop import load, save
+from budwood.records import Inference, Parameters, Quality, RunFolder, Timing, count
+from budwood.train.card import write_card
+from budwood.train.judging import Judge
+from budwood.train.material import Material, spread
+from budwood.train.observer import Observer
+from budwood.train.precision import arithmetic, store_compactly
+from budwood.train.proof import Movement
+from budwood.train.setup import Prepared
+from budwood.train.verify import MergeReport, Reload, verify_merge, verify_reload
+
+CHECKED = 8
+"""Held-out rows that saving and merging are checked on."""
+
+OTHER_SEED = 1
+"""Added to the run's seed for fresh bases, so that a new head which was not saved would show."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is known of the adapter on disk."""
+
+    reload: Reload
+    merge: MergeReport | None
+    """None where it cannot be merged."""
+    inference: Inference
+    stored_bytes: int
+
+
+def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, observer: Observer) -> Saved:
+    """Save, load into a fresh base, compare, merge a copy, compare, and time each.
+
+    Raises VerificationFailed; the adapter and the state stay on disk for whoever wants to look.
+    """
+    prepared, material = judge.prepared, judge.material
+    name = prepared.adapter.name
+    save(prepared.model, folder.adapter, name=name)
+    rows = _checked_rows(judge)
+    fresh = fresh_base(prepared, material, judge.job.config.seed + OTHER_SEED)
+    reload = verify_reload(prepared.model, fresh, folder.adapter, name=name, batches=rows, compute=prepared.compute)
+    observer.note(str(reload))
+    timing = time_answers(fresh, prepared.compute)
+    merged, merged_timing = _merge(judge, fresh, folder.adapter, rows, observer)
+    trained_bytes = count(prepared.parameters.values())[1]
+    in_place = bool(prepared.adapter.unfrozen)
+    inference = Inference(
+        timings=(timing,),
+        base_timings=(base_timing,),
+        extra_weight_bytes=0 if in_place else trained_bytes,
+        mergeable=merged is not None,
+        merged_timings=None if merged_timing is None else (merged_timing,),
+    )
+    return Saved(reload, merged, inference, sum(f.stat().st_size for f in folder.adapter.iterdir()))
+
+
+def fresh_base(prepared: Prepared, material: Material, seed: int) -> Any:
+    """The base from where it came from, stored and placed as the trained one is."""
+    compact = prepared.compute == torch.bfloat16 and material.source.given is None
+    fresh = material.source.fresh(None if compact else torch.float32, seed=seed)
+    if compact:
+        store_compactly(fresh, trained=prepared.adapter.unfrozen)
+    return fresh.to(prepared.device)
+
+
+def time_answers(model: Any, compute: torch.dtype) -> Timing:
+    """Prefill and per-token latency, in the run's arithmetic."""
+    context = context_of(model) or 128
+    tokens, more = min(64, context // 2), min(8, context // 4)
+    with arithmetic(next(model.parameters()).device, compute):
+        return latency(model, prompt_tokens=tokens, new_tokens=more, repeats=3)
+
+
+def parameters(prepared: Prepared, stored_bytes: int) -> Parameters:
+    """The first dimension."""
+    trained = count(prepared.parameters.values())
+    own = set() if prepared.adapter.unfrozen else {id(p) for p in prepared.parameters.values()}
+    base = count(p for p in prepared.model.parameters() if id(p) not in own)
+    return Parameters(trained_count=trained[0], trained_bytes=trained[1], base_count=base[0], stored_bytes=stored_bytes)
+
+
+def quality(after: EvaluationResult | None, before: EvaluationResult | None) -> tuple[Quality, ...]:
+    """The fourth dimension: each score with the base's beside it."""
+    if after is None:
+        return ()
+    base = {score.name: score for score in before.scores} if before is not None else {}
+    return tuple(Quality(score=score, base=base.get(score.name)) for score in after.scores)
+
+
+def finish_card(judge: Judge, folder: RunFolder, saved: Saved, movement: Movement, scores: Sequence[Quality]) -> Path:
+    """The README.md beside the adapter."""
+    return write_card(
+        folder.adapter,
+        job=judge.job,
+        material=judge.material,
+        prepared=judge.prepared,
+        scores=scores,
+        proofs=(str(movement), str(saved.reload), str(saved.merge) if saved.merge else "cannot be merged"),
+    )
+
+
+def _checked_rows(judge: Judge) -> list[Batch]:
+    """Some held-out rows, or training rows where none are held out."""
+    examples = judge.material.valid or judge.material.train.examples
+    return list(judge.batches(spread(examples, CHECKED), 4))
+
+
+def _merge(
+    judge: Judge, fresh: Any, adapter: Path, rows: Sequence[Batch], observer: Observer
+) -> tuple[MergeReport | None, Timing | None]:
+    """The merge of a float32 copy, checked; None where the method or the model does not allow one."""
+    prepared, name = judge.prepared, judge.prepared.adapter.name
+    if prepared.compute == torch.bfloat16:
+        del fresh
+        fresh = judge.material.source.fresh(torch.float32, seed=judge.job.config.seed + OTHER_SEED).float()
+        load(fresh.to(prepared.device), adapter, name=name)
+    try:
+        report = verify_merge(fresh, name=name, batches=rows)
+    except CannotFold as refusal:
+        observer.note(f"cannot be merged: {refusal}")
+        return None, None
+    observer.note(str(report))
+    if prepared.compute == torch.bfloat16:
+        store_compactly(fresh)
+    return report, time_answers(fresh, prepared.compute)

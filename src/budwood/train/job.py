@@ -1,0 +1,101 @@
+"""What a person asks to be trained, as a value: the same from Python, a YAML file and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from budwood.core import Method
+from budwood.data import Template
+from budwood.data.corpus import Task
+from budwood.errors import BadConfig, did_you_mean
+from budwood.methods import LoRA, method_from_dict, method_to_dict
+from budwood.records import Json
+from budwood.train.config import TrainConfig
+
+SAID = ("model", "data", "method", "columns", "template", "task")
+"""What config.yaml says beside the settings of `TrainConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training run, before anything is loaded."""
+
+    model: Any
+    """A name (demo-lm, a folder, a hub id, a .gguf file), or a loaded transformers model."""
+    data: Any
+    """A name (demo-chat, a file, a folder, a hub id), or a `datasets.Dataset`."""
+    method: Method = field(default_factory=LoRA)
+    """What is trained."""
+    config: TrainConfig = field(default_factory=TrainConfig)
+    """How."""
+    tokenizer: Any = None
+    """For a loaded model; named ones bring their own."""
+    columns: Mapping[str, str] | None = None
+    """Canonical column to the one that holds it, where names do not tell."""
+    template: Template = "auto"
+    """How conversations are written: chat (the tokenizer's own), plain, or auto."""
+    task: Task | None = None
+    """causal-lm or classification; None takes what the data says."""
+    name: str = "default"
+    """The adapter's name on the model."""
+    out: Path | None = None
+    """The run folder; None makes one under `root`."""
+    root: Path = Path("runs")
+    """Where run folders are made."""
+    force: bool = False
+    """Replace an earlier run in `out`."""
+    offline: bool = False
+    """Never ask the network."""
+    trust_remote_code: bool = False
+    """Run the code that the model's folder brings along."""
+    command: tuple[str, ...] = ()
+    """What was typed, for the record."""
+
+    @property
+    def model_name(self) -> str:
+        """What people are shown."""
+        return str(self.model) if isinstance(self.model, str | Path) else f"a {type(self.model).__name__} in memory"
+
+    @property
+    def data_name(self) -> str:
+        """What people are shown."""
+        return str(self.data) if isinstance(self.data, str | Path) else f"a {type(self.data).__name__} in memory"
+
+    def to_dict(self) -> dict[str, Json]:
+        """The content of config.yaml: `from_dict` and `--config` read it."""
+        return {
+            "model": self.model_name,
+            "data": self.data_name,
+            "method": method_to_dict(self.method),
+            "columns": dict(self.columns) if self.columns else None,
+            "template": self.template,
+            "task": self.task,
+            **self.config.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Job:
+        """The job that a config.yaml says. Raises BadConfig for unknown keys or what is missing."""
+        known = set(SAID)
+        settings = {key: value for key, value in values.items() if key not in known}
+        said = {key: value for key, value in values.items() if key in known and value is not None}
+        for name in ("model", "data"):
+            if name not in said:
+                raise BadConfig(f"the config does not say which {name}; add a line `{name}: ...`")
+        method = method_from_dict(said.pop("method", "lora"))
+        return cls(method=method, config=TrainConfig.from_dict(settings), **said)
+
+
+def as_config(config: TrainConfig | Mapping[str, Any] | None, **flags: object) -> TrainConfig:
+    """A config with some settings said apart; those that are None were not said."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    if isinstance(config, TrainConfig):
+        plain: dict[str, Any] = config.to_dict()
+        unknown = given.keys() - {f.name for f in fields(TrainConfig)}
+        if unknown:
+            raise BadConfig(f"no setting is called {min(unknown)!r}; {did_you_mean(min(unknown), plain)}")
+        return TrainConfig.from_dict({**plain, **given})
+    return TrainConfig.from_dict({**(config or {}), **given})

@@ -1,0 +1,120 @@
+"""How good a model is on a job's held-out rows, before, while and after it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from budwood.core import using
+from budwood.data import Batch, Conversation, Example, Labelled, Row, collate
+from budwood.evaluate import classify, evaluate, evaluate_loss
+from budwood.evaluate.generate import complete, context_of
+from budwood.evaluate.task import EvaluationResult, Options
+from budwood.records import Score
+from budwood.train.job import Job
+from budwood.train.material import Material, spread
+from budwood.train.setup import Prepared
+
+ANSWER_TOKENS = 48
+"""Most tokens of an answer shown to people."""
+
+OPENING = 40
+"""Characters of a plain text that a model is asked to go on from."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores and answers of one job's model, in the run's own arithmetic."""
+
+    job: Job
+    material: Material
+    prepared: Prepared
+
+    def scores(self) -> list[Score]:
+        """The short validation: loss and perplexity, or accuracy and loss, on at most `eval_rows` rows."""
+        rows = self.batches(self.material.valid, self.job.config.batch)
+        with self.prepared.arithmetic():
+            if self.material.corpus.task == "classification":
+                found = {score.name: score for score in classify(self.prepared.model, rows).scores}
+                return [found["accuracy"], found["loss"]]
+            report = evaluate_loss(self.prepared.model, rows)
+            return [report.loss, report.perplexity]
+
+    def examine(self) -> EvaluationResult | None:
+        """The full scores on at most `test_rows` rows; None where no row is held out."""
+        if self.material.held_split is None:
+            return None
+        options = Options(batch=self.job.config.batch, max_length=self.material.max_length, template=self.job.template)
+        held = self.material.held(self.job.config.test_rows)
+        with self.prepared.arithmetic():
+            return evaluate(
+                self.prepared.model, self.material.tokenizer, held, self.material.held_split, options=options
+            )
+
+    def answers(self, rows: Sequence[Row]) -> list[str]:
+        """What the model says to some rows: generated text, or the name of the likeliest class."""
+        if not rows:
+            return []
+        if isinstance(rows[0].value, Labelled):
+            return self._classes(rows)
+        context = context_of(self.prepared.model)
+        room = ANSWER_TOKENS if context is None else min(ANSWER_TOKENS, context // 2)
+        prompts = [row.asked if isinstance(row.value, Conversation) else row.prompt[:OPENING] for row in rows]
+        with self.prepared.arithmetic():
+            found = complete(
+                self.prepared.model,
+                self.material.tokenizer,
+                prompts,
+                max_new_tokens=room,
+                template=self.job.template,
+            )
+        return [answer.text.strip() for answer in found]
+
+    def samples(self) -> list[Row]:
+        """The held-out rows that are answered for people: different prompts, evenly spread, not too long."""
+        material = self.material
+        if material.held_split is None:
+            return []
+        context = context_of(self.prepared.model) or material.max_length
+        rows = {row.prompt: row for row in material.corpus.rows(material.held_split) if row.prompt.strip()}
+        short = [row for row in rows.values() if len(material.tokenizer(row.prompt)["input_ids"]) < context // 3]
+        return spread(short, self.job.config.samples) if short else []
+
+    def batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
+        """The examples in batches, the longest first."""
+        ordered = sorted(examples, key=lambda example: -len(example.ids))
+        for start in range(0, len(ordered), size):
+            yield collate(ordered[start : start + size], self.material.pad_id)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The base alone, as long as nothing was trained yet in place."""
+        if self.prepared.adapter.unfrozen:
+            yield
+            return
+        with using(self.prepared.model, None):
+            yield
+
+    def _classes(self, rows: Sequence[Row]) -> list[str]:
+        texts = [row.value.text for row in rows if isinstance(row.value, Labelled)]
+        pairs = [row.value.pair or "" for row in rows if isinstance(row.value, Labelled)]
+        encoded: Any = self.material.tokenizer(
+            texts, pairs if any(pairs) else None, truncation=True, max_length=self.material.max_length
+        )
+        found = []
+        names = self.prepared.model.config.id2label
+        for number, ids in enumerate(encoded["input_ids"]):
+            batch = collate([Example(ids=ids, label=0, row=number)], self.material.pad_id)
+            with self.prepared.arithmetic():
+                guess = classify(self.prepared.model, [batch]).predictions[0]
+            found.append(str(names[int(guess)]))
+        return found
+
+
+def reference(row: Row, labels: Sequence[str] | None) -> str:
+    """What would have been right."""
+    if isinstance(row.value, Labelled):
+        return str(row.value.label if labels is None else labels[row.value.label])
+    return row.answer if isinstance(row.value, Conversation) else row.prompt[OPENING:]

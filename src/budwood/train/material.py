@@ -1,0 +1,199 @@
+"""The model, tokenizer and encoded rows of a job."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from budwood.assets import ModelRef, load_model, load_tokenizer, resolve_data, resolve_model, stored_labels
+from budwood.core import base_state_dict
+from budwood.data import Corpus, Encoded, Example, encode, read, with_validation
+from budwood.errors import BadConfig
+from budwood.evaluate.generate import context_of
+from budwood.train.job import Job
+from budwood.train.randomness import same_randomness, seed_everything
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LONGEST = 1024
+"""Tokens a row keeps where nobody says, unless the model can read fewer."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the base comes from, so that it can be had afresh."""
+
+    ref: ModelRef | None
+    """A model on this disk."""
+    given: PreTrainedModel | None
+    """The user's own object."""
+    task: str
+    labels: tuple[str, ...] | None
+    trust_remote_code: bool = False
+
+    def load(self, dtype: torch.dtype | None, *, seed: int) -> PreTrainedModel:
+        """The model to train: from disk, a new head drawn from `seed`, or the user's own object as it is."""
+        if self.given is not None:
+            return self.given
+        return self.fresh(dtype, seed=seed)
+
+    def fresh(self, dtype: torch.dtype | None, *, seed: int) -> PreTrainedModel:
+        """Another copy of the base with nothing attached; the generators are left alone."""
+        with same_randomness():
+            seed_everything(seed)
+            if self.ref is not None:
+                labels = self.labels if self.task == "classification" else None
+                return load_model(
+                    self.ref,
+                    task=self.task,  # type: ignore[arg-type]
+                    labels=labels,
+                    dtype=dtype,
+                    trust_remote_code=self.trust_remote_code,
+                )
+            assert self.given is not None
+            return base_copy(self.given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a job works on."""
+
+    corpus: Corpus
+    """All rows, with a validation split."""
+    tokenizer: Any
+    train: Encoded
+    """What is learned."""
+    valid: tuple[Example, ...]
+    """Rows scored while training; empty if there are none."""
+    held_split: str | None
+    """The split of the final scores: test, else validation."""
+    max_length: int
+    """Tokens a row keeps."""
+    source: Source
+    pad_id: int
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a resumed run must find unchanged."""
+        digest = hashlib.sha256()
+        for example in self.train.examples:
+            digest.update(repr((example.ids, example.labels, example.label)).encode())
+        return {"data": self.corpus.hash()[:16], "encoded rows": digest.hexdigest()[:16]}
+
+    def held(self, most: int) -> Corpus:
+        """The corpus with at most `most` rows, evenly spread, in the split of the final scores."""
+        assert self.held_split is not None
+        rows = self.corpus.rows(self.held_split)
+        return self.corpus.replace_splits({**self.corpus.splits, self.held_split: tuple(spread(rows, most))})
+
+
+def gather(job: Job) -> Material:
+    """Resolve, read and encode; the model's weights are not loaded yet.
+
+    Raises NotAvailable, BadData, BadConfig as assets and data do.
+    """
+    given = job.model if isinstance(job.model, PreTrainedModel) else None
+    if given is not None and job.tokenizer is None:
+        raise BadConfig("a loaded model needs its tokenizer: train(model, data, tokenizer=tokenizer)")
+    if given is None and not isinstance(job.model, str | Path):
+        raise BadConfig(f"model is a {type(job.model).__name__}; give a name, a folder, or a transformers model")
+    ref = None if given is not None else resolve_model(job.model, offline=job.offline)
+    tokenizer = job.tokenizer or load_tokenizer(_needed(ref), trust_remote_code=job.trust_remote_code)
+    corpus = _corpus(job, ref, given)
+    labels = corpus.labels if corpus.task == "classification" else None
+    limit = _max_length(job, tokenizer, given)
+    stops = _stops(given)
+    settings: dict[str, Any] = {"template": job.template, "max_length": limit, "stop_ids": stops}
+    train = encode(corpus, "train", tokenizer, **settings)
+    valid: Sequence[Example] = ()
+    if "validation" in corpus.splits:
+        rows = corpus.replace_splits({"validation": tuple(spread(corpus.rows("validation"), job.config.eval_rows))})
+        valid = encode(rows, "validation", tokenizer, **settings).examples
+    return Material(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        train=train,
+        valid=tuple(valid),
+        held_split=next((split for split in ("test", "validation") if split in corpus.splits), None),
+        max_length=limit,
+        source=Source(ref, given, corpus.task, labels, job.trust_remote_code),
+        pad_id=_pad_id(tokenizer),
+    )
+
+
+def base_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and base weights, built anew: nothing attached, nothing shared."""
+    fresh = type(model)(copy.deepcopy(model.config))
+    fresh.load_state_dict({k: v.detach().clone() for k, v in base_state_dict(model).items()}, assign=True)
+    fresh.tie_weights()
+    fresh.generation_config = copy.deepcopy(model.generation_config)
+    for parameter in fresh.parameters():
+        parameter.requires_grad_(True)
+    return fresh.to(model.device).eval()
+
+
+def spread(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of the rows, evenly spaced, in their order."""
+    count = min(most, len(rows))
+    return [rows[len(rows) * place // count] for place in range(count)]
+
+
+def _corpus(job: Job, ref: ModelRef | None, given: PreTrainedModel | None) -> Corpus:
+    """The rows, with classes in the order of the model's own head where it has one for them."""
+    source = job.data
+    if isinstance(source, str | Path):
+        source = resolve_data(source, offline=job.offline)
+    corpus = read(source, columns=job.columns, task=job.task)
+    if corpus.task == "classification":
+        stored = stored_labels(ref, trust_remote_code=job.trust_remote_code) if ref is not None else _labels_of(given)
+        if stored is not None and corpus.labels != stored and set(corpus.labels or ()) <= set(stored):
+            corpus = read(source, columns=job.columns, task=job.task, labels=stored)
+        if given is not None and len(corpus.labels or ()) != given.config.num_labels:
+            raise BadConfig(
+                f"the data has {len(corpus.labels or ())} classes and the model's head {given.config.num_labels}; "
+                f"load the model with num_labels={len(corpus.labels or ())}"
+            )
+    return with_validation(corpus, seed=job.config.seed)
+
+
+def _labels_of(model: PreTrainedModel | None) -> tuple[str, ...] | None:
+    if model is None:
+        return None
+    names = tuple(str(model.config.id2label[number]) for number in range(model.config.num_labels))
+    return None if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names
+
+
+def _max_length(job: Job, tokenizer: PreTrainedTokenizerBase, given: PreTrainedModel | None) -> int:
+    if job.config.max_length is not None:
+        return job.config.max_length
+    limits = [LONGEST, tokenizer.model_max_length]
+    if given is not None and (context := context_of(given)) is not None:
+        limits.append(context)
+    return min(limits)
+
+
+def _stops(given: PreTrainedModel | None) -> tuple[int, ...]:
+    if given is None or given.generation_config is None or given.generation_config.eos_token_id is None:
+        return ()
+    own = given.generation_config.eos_token_id
+    return tuple(own) if isinstance(own, list) else (int(own),)
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")
+    return int(pad)
+
+
+def _needed(ref: ModelRef | None) -> ModelRef:
+    assert ref is not None
+    return ref

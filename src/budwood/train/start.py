@@ -1,0 +1,141 @@
+"""Everything before the first step: material, model, adapter, forecast."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import psutil
+import torch
+
+from budwood.anatomy import Anatomy, discover
+from budwood.core import Method
+from budwood.core.fingerprint import fingerprint
+from budwood.methods import method_to_dict
+from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
+from budwood.train.checkpoint import Standing
+from budwood.train.feed import Feed
+from budwood.train.job import Job
+from budwood.train.material import Material, gather
+from budwood.train.objective import OBJECTIVES, Objective
+from budwood.train.precision import resolve_device, resolve_precision, store_compactly
+from budwood.train.preflight import Preflight, data_facts, preflight
+from budwood.train.probe import probe
+from budwood.train.randomness import seed_everything
+from budwood.train.setup import Prepared, prepare
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job that is ready for its first step."""
+
+    job: Job
+    material: Material
+    prepared: Prepared
+    anatomy: Anatomy
+    objective: Objective
+    feed: Feed
+    facts: Preflight
+    meter: MemoryMeter
+    """Made before the model came."""
+    high_water_bytes: int
+    """The most it held until the forecast was made."""
+
+    @property
+    def beginning(self) -> Standing | None:
+        """Where a new run stands, if the forecast asks for more pieces than the config; None for the plain start."""
+        pieces = self.facts.forecast.pieces
+        return Standing(pieces=pieces) if pieces > self.job.config.accumulate else None
+
+    def memory(self) -> Memory:
+        """The most the run held, loading included; verification, which comes after, not."""
+        predicted = self.facts.predicted_bytes
+        device = self.prepared.device
+        if device.type == "cuda":
+            allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+            return replace(cuda_memory(allocated, reserved), predicted_bytes=predicted)
+        found = self.meter.read()
+        high = max(self.high_water_bytes, found.high_water_bytes or 0)
+        return replace(
+            found, peak_bytes=high - self.meter.floor_bytes, high_water_bytes=high, predicted_bytes=predicted
+        )
+
+    def machine(self) -> Machine:
+        """On what it runs."""
+        device = self.prepared.device
+        found: tuple[Accelerator, ...] = ()
+        if device.type == "cuda":
+            facts = torch.cuda.get_device_properties(device)
+            found = (
+                Accelerator(
+                    name=facts.name,
+                    memory_bytes=facts.total_memory,
+                    capability=f"{facts.major}.{facts.minor}",
+                    driver=torch.version.cuda,
+                ),
+            )
+        return machine(device=str(device), threads=torch.get_num_threads(), accelerators=found)
+
+    def data_record(self) -> dict[str, Json]:
+        """The content of data.json."""
+        corpus = self.material.corpus
+        return {
+            "data": self.job.data_name,
+            "hash": corpus.hash(),
+            "splits": {name: len(rows) for name, rows in corpus.splits.items()},
+            "labels": list(corpus.labels) if corpus.labels else None,
+            "notes": list(corpus.notes),
+            "template": self.material.train.template,
+            "train": asdict(self.material.train.report),
+            "facts": asdict(self.facts.data),
+        }
+
+
+def start(job: Job) -> Started:
+    """Read, load, attach, forecast. Raises what those raise; nothing is written."""
+    meter = MemoryMeter()
+    material = gather(job)
+    held = len(material.corpus.rows(material.held_split)) if material.held_split else 0
+    data = data_facts(material.corpus, material.train, held, material.tokenizer)
+    device = resolve_device(job.config.device)
+    compute = resolve_precision(job.config.precision, device)
+    compact = compute == torch.bfloat16 and material.source.given is None
+    seed_everything(job.config.seed)
+    model = material.source.load(None if compact else torch.float32, seed=job.config.seed)
+    anatomy = discover(model)
+    if compact:
+        store_compactly(model, trained=job.method.unfreeze(model, anatomy))
+    feed = Feed.of(
+        material.train.examples,
+        batch=job.config.batch,
+        pad_id=material.pad_id,
+        seed=job.config.seed,
+        group_by_length=job.config.group_by_length,
+        where=lambda row: material.corpus.where("train", row),
+    )
+    sample = feed.batch(feed.longest(1))
+    prepared = prepare(model, job.method, job.config, name=job.name, sample=sample, anatomy=anatomy)
+    objective = OBJECTIVES[material.corpus.task]()
+    loaded = meter.read()
+    held_bytes = psutil.Process().memory_info().rss - meter.floor_bytes
+    if device.type == "cuda":
+        held_bytes = torch.cuda.memory_allocated(device)
+    forecast = probe(prepared, objective, feed, job.config)
+    probed = meter.read()
+    facts = preflight(data, prepared, feed, job.config, forecast, held_bytes=held_bytes)
+    high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
+    return Started(job, material, prepared, anatomy, objective, feed, facts, meter, high)
+
+
+def manifest_of(started: Started) -> Manifest:
+    """What run.json says."""
+    job = started.job
+    method: Method = job.method
+    return Manifest(
+        command=job.command,
+        model=job.model_name,
+        method=method_to_dict(method),
+        data=job.data_name,
+        seed=job.config.seed,
+        task=started.material.corpus.task,
+        base=fingerprint(started.prepared.model, started.anatomy),
+    )
