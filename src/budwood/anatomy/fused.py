@@ -50,10 +50,16 @@ def find_parts(model: nn.Module, fused: Mapping[str, tuple[str, str]], trace: Tr
 
 
 def _ask_copy(module: nn.Module, names: tuple[str, str], args: Any, kwargs: Any) -> tuple[Part, ...]:
-    """The answer of a copy with random weights; masks that hide where true are told from those that show by trying."""
+    """The answer of a copy with random weights, empty where that cannot run on random arguments.
+
+    Whether a mask hides or shows where it is true is told by trying both.
+    """
     copied = _materialise(copy.deepcopy(module), True)
     for truth in (True, False):
-        parts = _ask(copied, names, _materialise(args, truth), _materialise(kwargs, truth))
+        try:
+            parts = _ask(copied, names, _materialise(args, truth), _materialise(kwargs, truth))
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+            return ()
         if parts:
             return parts
     return ()
