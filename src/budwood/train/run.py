@@ -136,7 +136,7 @@ def run_job(job: Job, *, observer: Observer | None = None) -> Run:
     folder = RunFolder.create(
         job.root,
         manifest_of(started),
-        config=job.to_dict(),
+        config=started.job.to_dict(),
         data=started.data_record(),
         environment=started.machine(),
         out=job.out,

@@ -14,6 +14,7 @@ from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
 from budwood.train.feed import Feed
+from budwood.train.heads import new_modules, train_new_modules
 from budwood.train.job import Job
 from budwood.train.material import Material, gather
 from budwood.train.objective import OBJECTIVES, Objective
@@ -102,6 +103,9 @@ def start(job: Job) -> Started:
     seed_everything(job.config.seed)
     model = material.source.load(None if compact else torch.float32, seed=job.config.seed)
     anatomy = discover(model)
+    if material.corpus.task == "classification" and material.source.ref is not None:
+        new = new_modules(model, material.source.fresh(model.dtype, seed=job.config.seed + 1))
+        job = replace(job, method=train_new_modules(job.method, model, anatomy, new))
     if compact:
         store_compactly(model, trained=job.method.unfreeze(model, anatomy))
     feed = Feed.of(
