@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench
+.PHONY: help setup demo test test-slow lint format docs bench
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ lint: setup  ## format, style and types, as the continuous integration checks th
 format: setup  ## put the code into the agreed form
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
+
+docs: setup  ## write the generated parts of README.md and docs/ anew
+	$(RUN) scripts/methods_page.py
+	$(RUN) scripts/generated.py
 
 bench: setup  ## the measurements behind every claim about speed and memory
 	@for script in benchmarks/*.py; do \

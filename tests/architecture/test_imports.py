@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
-import pytest
-
-SOURCE = Path(__file__).parents[2] / "src" / "budwood"
+from source_files import FILES, tree_of
 
 # package (or top-level module) -> the packages of ours that it may import.  Arrows point down only.
 ALLOWED: dict[str, set[str]] = {
@@ -67,21 +65,15 @@ ONLY_IN: dict[str, set[str]] = {
 LIGHT = ("errors", "records", "cli", "assets")
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "numpy", "safetensors", "huggingface_hub", "gguf"}
 
-MODULES = {
-    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(SOURCE.rglob("*.py"))
-}
+MODULES = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): name for name in FILES}
 
 
-def imports(module: str, *, in_functions: bool = True, for_typing: bool = True) -> Iterator[tuple[str, int]]:
-    """Yields (dotted name, line) for each import of a module; names of ours start with "budwood."."""
-    path = MODULES[module]
-    package = ["budwood", *module.split(".")]
-    if path.name != "__init__.py":
-        package.pop()
-    if module == "__init__":
-        package = ["budwood"]
-    yield from _walk(ast.parse(path.read_text(encoding="utf-8")), package, in_functions, for_typing)
+@cache
+def imports(module: str, *, in_functions: bool = True, for_typing: bool = True) -> tuple[tuple[str, int], ...]:
+    """(dotted name, line) of each import of a module; names of ours start with "budwood."."""
+    name = MODULES[module]
+    package = ["budwood", *name.split("/")[:-1]]
+    return tuple(_walk(tree_of(name), package, in_functions, for_typing))
 
 
 def _walk(node: ast.AST, package: list[str], in_functions: bool, for_typing: bool) -> Iterator[tuple[str, int]]:
@@ -129,47 +121,67 @@ def test_the_table_has_no_cycle() -> None:
         seen |= ready
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_of_ours_point_down(module: str) -> None:
-    own = home(module)
-    for name, line in imports(module):
-        if name.split(".")[0] != "budwood" or name == "budwood":
-            continue
-        other = name.split(".")[1]
-        assert other == own or other in ALLOWED[own], f"{module}:{line} imports {name}: {own} may not"
+def test_imports_of_ours_point_down() -> None:
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module in MODULES
+        for name, line in imports(module)
+        if name.startswith("budwood.")
+        and (other := home(name.removeprefix("budwood."))) != home(module)
+        and other not in ALLOWED[home(module)]
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("methods.")])
-def test_methods_do_not_import_each_other(module: str) -> None:
-    for name, line in imports(module):
-        if name.startswith("budwood.methods."):
-            assert name == f"budwood.{IS_A.get(module, '')}", f"{module}:{line} imports {name}"
+def test_methods_do_not_import_each_other() -> None:
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module in MODULES
+        if module.startswith("methods.")
+        for name, line in imports(module)
+        if name.startswith("budwood.methods.") and name != f"budwood.{IS_A.get(module, '')}"
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_third_party_packages_stay_in_their_places(module: str) -> None:
-    for name, line in imports(module, for_typing=False):
-        places = ONLY_IN.get(name.split(".")[0])
-        if places is not None:
-            assert within(module, places), f"{module}:{line} imports {name}; its places are {sorted(places)}"
+def test_third_party_packages_stay_in_their_places() -> None:
+    wrong = [
+        f"{module}:{line} imports {name}; its places are {sorted(places)}"
+        for module in MODULES
+        for name, line in imports(module, for_typing=False)
+        if (places := ONLY_IN.get(home(name))) is not None and not within(module, places)
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if home(m) in LIGHT])
-def test_light_modules_import_nothing_heavy_when_loaded(module: str) -> None:
-    for name, line in imports(module, in_functions=False, for_typing=False):
-        assert name.split(".")[0] not in HEAVY, f"{module}:{line} imports {name} at module level"
+def test_light_modules_import_nothing_heavy_when_loaded() -> None:
+    wrong = [
+        f"{module}:{line} imports {name} at module level"
+        for module in MODULES
+        if home(module) in LIGHT
+        for name, line in imports(module, in_functions=False, for_typing=False)
+        if home(name) in HEAVY
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_imports_itself_in_a_circle(module: str) -> None:
-    """Walks module-level imports of ours depth first; a module must not be reached from itself."""
-    ahead, seen = [module], set()
-    while ahead:
-        for name, _ in imports(ahead.pop(), in_functions=False, for_typing=False):
-            inner = name.removeprefix("budwood.")
-            while inner and inner not in MODULES:
-                inner = inner.rpartition(".")[0]
-            assert inner != module or module == "__init__", f"{module} is imported, in the end, by itself"
-            if inner and inner not in seen:
-                seen.add(inner)
-                ahead.append(inner)
+def test_no_module_imports_itself_in_a_circle() -> None:
+    below = {
+        module: {inner for name, _ in imports(module, in_functions=False, for_typing=False) if (inner := inside(name))}
+        for module in MODULES
+    }
+    for module in MODULES:
+        ahead, seen = [*below[module]], set(below[module])
+        while ahead:
+            found = below[ahead.pop()] - seen
+            seen |= found
+            ahead += found
+        assert module not in seen or module == "__init__", f"{module} is imported, in the end, by itself"
+
+
+def inside(name: str) -> str:
+    """Returns the module of ours that a dotted name means, or is in; nothing for the name of another package."""
+    own = name.removeprefix("budwood.") if name.startswith("budwood.") else ""
+    while own and own not in MODULES:
+        own = own.rpartition(".")[0]
+    return own

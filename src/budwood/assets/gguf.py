@@ -11,7 +11,7 @@ from budwood.assets.quiet import quiet
 from budwood.errors import BadCheckpoint, NotAvailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -29,7 +29,7 @@ def read_config(path: Path) -> Any:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
 
-def read_model(auto_class: Any, path: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+def read_model(auto_class: Any, path: Path, settings: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """Returns (model in float32, transformers' loading report) from a GGUF file, read by one of the Auto classes.
 
     settings: named arguments for that class's from_pretrained
@@ -39,7 +39,7 @@ def read_model(auto_class: Any, path: Path, **settings: Any) -> tuple[Any, dict[
 
     with _explained(path, "model"):
         model, report = auto_class.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, **settings
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, **(settings or {})
         )
     _forget_quantisation(model)
     return model, report

@@ -178,7 +178,7 @@ def _read_weights(
     ref: ModelRef, auto_class: Any, dtype: torch.dtype | None, settings: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     if ref.kind == "gguf":
-        model, report = read_model(auto_class, ref.path, **settings)
+        model, report = read_model(auto_class, ref.path, settings)
         return (model if dtype is None else model.to(dtype)), report
     with _explained(ref, "weights"), quiet():
         model, report = auto_class.from_pretrained(

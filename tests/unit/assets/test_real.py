@@ -34,7 +34,8 @@ def test_demo_lm_speaks(fetched: None) -> None:
     assert tokenizer("Budwood, 2026: héllo 🌱").input_ids
     assert tokenizer.decode(tokenizer("Budwood, 2026: héllo 🌱").input_ids) == "Budwood, 2026: héllo 🌱"
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt",
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True,
+        return_tensors="pt",
         return_dict=True,
     )  # fmt: skip
     answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
