@@ -87,7 +87,7 @@ def _made_up(model: Any, batch: int, length: int) -> Tensor:
 
 def _write(model: Any, ids: Tensor, tokens: int) -> None:
     settings = GenerationConfig(
-        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1, eos_token_id=-1, pad_token_id=0
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1, pad_token_id=0
     )
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
 
