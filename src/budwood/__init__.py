@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from budwood.errors import OutOfMemory as OutOfMemory
     from budwood.errors import VerificationFailed as VerificationFailed
     from budwood.errors import WrongOrder as WrongOrder
+    from budwood.interop import load as load
+    from budwood.interop import save as save
     from budwood.methods import IA3 as IA3
     from budwood.methods import METHODS as METHODS
     from budwood.methods import Full as Full
     from budwood.methods import LoRA as LoRA
     from budwood.methods import Selective as Selective
     from budwood.methods import parse_method as parse_method
+    from budwood.train.run import train as train
 
     __version__: str
 
@@ -53,11 +56,14 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("BadCheckpoint", "BadConfig", "BadData", "BudwoodError", "CannotFold", "Diverged"), "errors"),
     **dict.fromkeys(("NoSuchAdapter", "NoSuchSite", "NotAvailable", "OutOfMemory"), "errors"),
     **dict.fromkeys(("VerificationFailed", "WrongOrder"), "errors"),
+    **dict.fromkeys(("load", "save"), "interop"),
     **dict.fromkeys(("IA3", "METHODS", "Full", "LoRA", "Selective", "parse_method"), "methods"),
 }
 """Public name to the part of Budwood that has it."""
+_CALLED = ("train",)
+"""Parts of Budwood that are called by their own name, too."""
 
-__all__ = sorted([*_PLACES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_PLACES, *_CALLED, "__version__"])  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> object:
@@ -65,6 +71,8 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("budwood")
+    if name in _CALLED:
+        return import_module(f"budwood.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'budwood' has no attribute {name!r}")
     value = getattr(import_module(f"budwood.{_PLACES[name]}"), name)

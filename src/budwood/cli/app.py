@@ -89,6 +89,7 @@ def build() -> App:
         help_epilogue="Start with `budwood demo`. `budwood VERB --help` explains a verb.",
         version=_version,
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), show_default=False),
         group_commands=Group("Also", sort_key=9),
     )

@@ -19,9 +19,7 @@ SETTINGS: dict[str, object] = {
 }  # fmt: skip
 """What the demo trains."""
 BUDGET = "60steps"
-WHAT = (
-    "The demo trains LoRA, a small add-on, on a chat model of 135 million parameters, with 724 questions and answers."
-)
+WHAT = "The demo trains LoRA, a small add-on, on a chat model of 135 million parameters, with 724 questions to answer."
 
 
 def demo(

@@ -86,6 +86,7 @@ class Training:
     group_by_length: Annotated[bool | None, Parameter(show=False, negative="--no-group-by-length")] = None
     eval_every: Annotated[int | None, Unlisted] = None
     eval_rows: Annotated[int | None, Unlisted] = None
+    test_rows: Annotated[int | None, Unlisted] = None
     save_every: Annotated[float | None, Unlisted] = None
     proof_steps: Annotated[int | None, Unlisted] = None
     samples: Annotated[int | None, Unlisted] = None
@@ -119,6 +120,6 @@ class Machine:
 
 
 def given(flags: object) -> dict[str, object]:
-    """The flags of a dataclass that were typed, by name; None and () are those that were not."""
-    values = {field.name: getattr(flags, field.name) for field in fields(flags)}  # type: ignore[arg-type]
-    return {name: value for name, value in values.items() if value is not None and value != ()}
+    """The flags of a dataclass that were typed, by name: those that are not as nobody typed them."""
+    values = {field.name: (getattr(flags, field.name), field.default) for field in fields(flags)}  # type: ignore[arg-type]
+    return {name: value for name, (value, default) in values.items() if value != default}

@@ -30,6 +30,7 @@ class Level(IntEnum):
 
 
 Row = Sequence[object]
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Sink:
         from rich.text import Text
 
         styled = Text()
-        for place, part in enumerate(re.split(r"\[\[(.*?)\]\]", text, flags=re.DOTALL)):
+        for place, part in enumerate(re.split(r"\[\[(.*?)\]\]", printable(text), flags=re.DOTALL)):
             styled.append(part, "bold green" if place % 2 else "")
         self.console.print(styled, soft_wrap=True)
 
@@ -100,7 +101,7 @@ class Sink:
     def data(self, text: str) -> None:
         """What was asked for, as a line on stdout; left to `result` with --json."""
         if not self.is_json:
-            print(text, file=self.stdout, flush=True)
+            print(printable(text), file=self.stdout, flush=True)
 
     def show(self, table: Table) -> None:
         """What was asked for, as a table on stdout; left to `result` with --json."""
@@ -114,9 +115,9 @@ class Sink:
 
     def _talk(self, text: str, style: str) -> None:
         if self.console is None:
-            print(text, file=self.stderr, flush=True)
+            print(printable(text), file=self.stderr, flush=True)
         else:
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, table: Table, stream: TextIO, console: Console | None) -> None:
         if console is None:
@@ -168,7 +169,12 @@ def _rich_table(table: Table, console: Console) -> None:
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else str(value).replace("\n", " ")
+    return "" if value is None else printable(str(value)).replace("\n", " ")
+
+
+def printable(text: str) -> str:
+    """The text without control characters: what a model or a file says must not steer the terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _plain(value: Any) -> Any:

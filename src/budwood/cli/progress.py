@@ -139,8 +139,13 @@ class Progress:
 
         width = 20
         done = round(width * point.progress)
-        bar = Text("━" * done, "green") + Text("━" * (width - done), "grey37")
-        return bar + Text("  " + self.line(point))
+        return Text.assemble(
+            ("━" * done, "green"),
+            ("━" * (width - done), "grey37"),
+            f"  {self.line(point)}",
+            no_wrap=True,
+            overflow="crop",
+        )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cyclopts import App
@@ -128,8 +129,10 @@ def result_rows(result: Result | None) -> list[tuple[str, str]]:
 
 def next_steps(folder: RunFolder, status: str) -> list[str]:
     """What to type now."""
-    if status != "finished":
+    if status != "finished" and (folder.state / "state.json").is_file():
         return [f"go on with   budwood train --resume {folder.path}"]
+    if status != "finished":
+        return [f"start again  {' '.join(map(quote, folder.manifest().command))}"]
     return [
         f"try it       budwood try {folder.path}",
         f"merge it     budwood merge {folder.path} --out {folder.path}/merged",

@@ -22,14 +22,20 @@ def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_eval_scores_trained_and_base(budwood: Run, world: World, run: Path) -> None:
-    ran = budwood("eval", "latest", world.chat, "--out", "lines.jsonl")
+    other = shutil.copy(world.chat, "other.jsonl")
+    ran = budwood("eval", "latest", other, "--out", "lines.jsonl")
     assert ran.code == 0, ran.err
     assert "perplexity" in ran.out and "base" in ran.out.splitlines()[0]
     assert len(Path("lines.jsonl").read_text().splitlines()) == 32
-    found = budwood("eval", run, world.chat, "--json").json
+    found = budwood("eval", run, other, "--json").json
     trained, base = ({s["name"]: s["value"] for s in found[key]} for key in ("scores", "base_scores"))
     assert trained["loss"] != base["loss"]
-    assert "trained on" in ran.err
+
+
+def test_eval_without_data_takes_the_rows_that_the_run_held_out(budwood: Run, run: Path) -> None:
+    ran = budwood("eval", run, "--json")
+    assert ran.json["split"] == "validation" and "3 rows" in ran.err
+    assert "trained on" in budwood("eval", run, "--split", "train").err
 
 
 def test_eval_of_answers(budwood: Run, world: World, run: Path) -> None:

@@ -15,6 +15,11 @@ MACHINE = "--config --seed --device --precision --batch --offline"
 ALSO_MACHINE = "--columns --max-length --template --trust-remote-code"
 READING = "--columns --offline"
 SHOWN: dict[str, str] = {
+    "demo": f"--budget --out --offline --force {TALK}",
+    "eval": f"--model --split --metric --answers --out --force {MACHINE} {TALK}",
+    "try": f"--prompt --rows --model --max-new-tokens --temperature {MACHINE} {TALK}",
+    "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
+    "export": f"--to --out --model --force {MACHINE} {TALK}",
     "train": f"--method --budget --out --resume --dry-run --force {MACHINE} {TALK}",
     "inspect": f"--method --sites --offline --trust-remote-code {TALK}",
     "methods": TALK,
@@ -30,8 +35,10 @@ SHOWN: dict[str, str] = {
     "doctor": f"--offline {TALK}",
 }
 HIDDEN: dict[str, str] = {
+    **dict.fromkeys(("eval", "try", "merge", "export"), ALSO_MACHINE),
     "train": "--task --accumulate --learning-rate --schedule --warmup --weight-decay --clip --gradient-checkpointing "
-    f"--group-by-length --no-group-by-length --eval-every --eval-rows --save-every --proof-steps --samples {ALSO_MACHINE}",
+    "--group-by-length --no-group-by-length --eval-every --eval-rows --test-rows --save-every --proof-steps --samples "
+    f"{ALSO_MACHINE}",
 }
 MOST_FLAGS = 15
 
@@ -43,7 +50,7 @@ def flags(verb: str, *, shown: bool) -> set[str]:
         app = app[word]
     return {
         name
-        for argument in app.assemble_argument_collection()
+        for argument in app.assemble_argument_collection(default_parameter=build().default_parameter)
         if not argument.children and bool(argument.show) is shown
         for name in (*argument.names, *argument.negatives)
         if name.startswith("--")
@@ -77,6 +84,6 @@ def test_every_flag_in_the_help_says_what_it_does(verb: str) -> None:
     app = build()
     for word in verb.split():
         app = app[word]
-    for argument in app.assemble_argument_collection():
+    for argument in app.assemble_argument_collection(parse_docstring=True):
         if argument.show and not argument.children:
             assert argument.parameter.help, f"{verb}: {argument.names}"

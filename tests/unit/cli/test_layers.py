@@ -19,7 +19,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_each_layer_wins_over_those_below(file: Path) -> None:
-    environment = {"BUDWOOD_BATCH": "3", "BUDWOOD_SEED": "3", "HOME": "/", "BUDWOOD_CACHE": "/c", "BUDWOOD_HUB": "closed"}
+    environment = {
+        "BUDWOOD_BATCH": "3",
+        "BUDWOOD_SEED": "3",
+        "HOME": "/",
+        "BUDWOOD_CACHE": "/c",
+        "BUDWOOD_HUB": "closed",
+    }
     found = layered({"seed": 4}, file, environment)
     assert found == {"model": "lm", "batch": 3, "seed": 4, "budget": "2steps", "method": {"lora": {"rank": 2}}}
 
@@ -30,7 +36,9 @@ def test_the_environment_can_name_the_file(file: Path) -> None:
 
 
 def test_values_of_the_environment_are_read_as_yaml_would() -> None:
-    found = layered({}, None, {"BUDWOOD_LEARNING_RATE": "0.001", "BUDWOOD_METHOD": "lora:rank=2", "BUDWOOD_BUDGET": "5"})
+    found = layered(
+        {}, None, {"BUDWOOD_LEARNING_RATE": "0.001", "BUDWOOD_METHOD": "lora:rank=2", "BUDWOOD_BUDGET": "5"}
+    )
     assert found == {"learning_rate": 0.001, "method": "lora:rank=2", "budget": "5"}
 
 
