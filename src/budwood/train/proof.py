@@ -53,6 +53,7 @@ class Ledger:
         self._frozen = {name: digest(t) for name, t in frozen_tensors(prepared)}
         self._seen: list[int] = []
         self._largest: dict[str, float] = {}
+        self._steps = 0
         self._excused: dict[str, str] = {}
         self.movement: Movement | None = None
 
@@ -61,15 +62,13 @@ class Ledger:
 
         Raises VerificationFailed, naming tensors and reasons.
         """
-        if self.movement is not None:
-            return
-        if step <= max(self.after, FIRST):
+        self._steps += 1
+        if self._steps <= max(self.after, FIRST):
             self._seen += rows
-            for name, parameter in self.prepared.parameters.items():
-                if parameter.grad is not None:
-                    size = parameter.grad.abs().max().item()
-                    self._largest[name] = max(size, self._largest.get(name, 0.0))
-        if self.after and step >= self.after:
+            self._measure(self.prepared.parameters)
+        else:
+            self._measure(self._excused)  # an expert that is chosen later has moved after all
+        if self.movement is None and self.after and step >= self.after:
             self.movement = self._prove(step)
 
     def finish(self, step: int) -> Movement:
@@ -84,7 +83,7 @@ class Ledger:
                 f"{len(changed)} tensors that are not trained changed within {step} steps: {_shown(changed)}. "
                 "Something outside of this run writes to the model; load it again and train nothing else meanwhile"
             )
-        still = [n for n, p in self.prepared.parameters.items() if digest(p) == self._trained[n]]
+        still = [name for name in self._trained if not self._has_moved(name)]
         fresh = [name for name in still if name not in self._excused]
         if fresh:
             self._excused |= self._explain(fresh, step)
@@ -94,6 +93,18 @@ class Ledger:
             frozen=len(self._frozen),
             unmoved={name: self._excused[name] for name in still},
         )
+
+    def _measure(self, names: Iterable[str]) -> None:
+        """Remember the largest gradients."""
+        for name in names:
+            grad = self.prepared.parameters[name].grad
+            if grad is not None:
+                self._largest[name] = max(grad.abs().max().item(), self._largest.get(name, 0.0))
+
+    def _has_moved(self, name: str) -> bool:
+        """Changed, and by a gradient: weight decay alone moves a tensor that learns nothing."""
+        changed = digest(self.prepared.parameters[name]) != self._trained[name]
+        return changed and (self._steps == 0 or self._largest.get(name, 0.0) > 0.0)
 
     def _explain(self, still: Sequence[str], step: int) -> dict[str, str]:
         """A checked reason for each tensor that did not move; VerificationFailed for those that have none."""

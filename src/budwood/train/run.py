@@ -14,7 +14,7 @@ from budwood.core import Method
 from budwood.data import Template
 from budwood.data.corpus import Task
 from budwood.errors import BadCheckpoint, BudwoodError
-from budwood.interop import describe, load
+from budwood.interop import load
 from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Result, RunFolder, Score
 from budwood.train.checkpoint import has_state, load_state
@@ -69,9 +69,8 @@ class Run:
         """(model, tokenizer): the base from where it came from, with the adapter attached and active."""
         manifest = self.manifest
         ref = resolve_model(manifest.model)
-        labels = describe(self.adapter).labels
         task: Any = manifest.task
-        model = load_model(ref, task=task, labels=labels if task == "classification" else None)
+        model = load_model(ref, task=task, labels=self.folder.data().get("labels"))
         load(model, self.adapter, name=name)
         return model, load_tokenizer(ref)
 

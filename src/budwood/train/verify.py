@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from budwood.core import adapters, merge
+from budwood.core.registry import registry_of
 from budwood.data import IGNORE, Batch
 from budwood.errors import VerificationFailed
 from budwood.evaluate import evaluating
@@ -88,7 +89,8 @@ def verify_reload(
     """
     trained = sample_logits(model, batches, compute)
     base = sample_logits(fresh, batches, compute)
-    load(fresh, folder, name=name)
+    registry = registry_of(model)
+    load(fresh, folder, name=name, anatomy=registry.anatomy if registry else None)
     loaded = sample_logits(fresh, batches, compute)
     report = Reload(
         rows=sum(len(batch) for batch in batches),
