@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from budwood.cli.app import main
-
-from .world import World, make_world
+from world import World, make_world
 
 
 @dataclass(frozen=True)

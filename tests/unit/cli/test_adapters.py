@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from world import World
+
 from .conftest import Run
-from .world import World
 
 
 @pytest.fixture

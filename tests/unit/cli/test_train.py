@@ -13,9 +13,9 @@ import yaml
 from budwood.cli import doctor
 from budwood.records import RunFolder
 from budwood.train import loop
+from world import World
 
 from .conftest import Ran, Run
-from .world import World
 
 QUICK = ("--budget", "3steps", "--batch", "4", "--precision", "exact", "--proof-steps", "0", "--samples", "1")
 

@@ -10,9 +10,9 @@ import pytest
 
 from budwood.cli import doctor
 from budwood.methods import METHODS
+from world import World
 
 from .conftest import Run
-from .world import World
 
 
 @pytest.fixture
