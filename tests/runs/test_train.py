@@ -26,7 +26,9 @@ from budwood.train.observer import Silent, StepPoint
 from budwood.train.run import Run, check_job, resume, run_job, train
 from tokens import WORDS, model_folder, tokenizer
 
-QUICK = {"device": "cpu", "precision": "exact", "batch": 4, "samples": 2, "learning_rate": 1e-2}
+QUICK = {
+    "device": "cpu", "precision": "exact", "batch": 4, "samples": 1, "learning_rate": 1e-2, "eval_every": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def go(model: object, data: object, out: Path, **settings: object) -> Run:
 
 
 def test_the_whole_job(llama: Path, faq: Path, tmp_path: Path) -> None:
-    run = go(llama, faq, tmp_path / "run", budget="40steps", batch=8)
+    run = go(llama, faq, tmp_path / "run", budget="40steps", batch=8, eval_every=10, samples=2)
     assert run.manifest.status == "finished"
     names = {path.name for path in run.path.iterdir()}
     assert names >= {
@@ -122,6 +124,7 @@ def losses(run: Run) -> list[float]:
     return [point["loss"] for point in run.metrics() if "loss" in point]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "norms", "last-layers:last=1", "ia3", "dora", "head"])
 def test_every_method_runs_to_its_end(llama: Path, faq: Path, tmp_path: Path, method: str) -> None:
     run = go(llama, faq, tmp_path / "run", method=method)
@@ -132,7 +135,10 @@ def test_every_method_runs_to_its_end(llama: Path, faq: Path, tmp_path: Path, me
     assert (run.result.inference.extra_weight_bytes == 0) == in_place
 
 
-@pytest.mark.parametrize("method", ["lora:targets=all", "full", "bitfit"])
+@pytest.mark.parametrize(
+    "method",
+    ["lora:targets=all", pytest.param("full", marks=pytest.mark.slow), pytest.param("bitfit", marks=pytest.mark.slow)],
+)
 def test_a_classifier_with_a_new_pooler_and_head(bert: Path, films: Path, tmp_path: Path, method: str) -> None:
     """The checkpoint is a masked LM: pooler and head are drawn at random, so both must be in the adapter."""
     run = go(bert, films, tmp_path / "run", method=method, budget="40steps", batch=8, learning_rate=3e-3)

@@ -10,6 +10,7 @@ import torch
 from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
 from budwood.core.fingerprint import fingerprint
+from budwood.errors import BadConfig
 from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
@@ -118,6 +119,11 @@ def start(job: Job) -> Started:
     )
     sample = feed.batch(feed.longest(1))
     prepared = prepare(model, job.method, job.config, name=job.name, sample=sample, anatomy=anatomy)
+    if prepared.accelerator.num_processes > 1:
+        raise BadConfig(
+            f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "
+            "run one process, or call budwood.train.setup.prepare and budwood.train.loop.fit in your own script"
+        )
     objective = OBJECTIVES[material.corpus.task]()
     loaded = meter.read()
     held_bytes = psutil.Process().memory_info().rss - meter.floor_bytes
