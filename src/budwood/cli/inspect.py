@@ -42,10 +42,11 @@ def inspect(
     trust_remote_code: bool
         Run the code that the model brings along.
     """
-    from budwood.anatomy import discover
-
     sink = (talk or Talk()).sink()
     loaded = load_any(model, offline=offline, trust_remote_code=trust_remote_code, sink=sink)
+
+    from budwood.anatomy import discover  # after the model was found: this imports torch
+
     anatomy = discover(loaded)
     total, num_bytes = _weights(loaded)
     blocks = len({(site.stack, site.layer) for site in anatomy.sites if site.layer is not None})

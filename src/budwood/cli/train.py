@@ -41,10 +41,28 @@ def train(
         return tell_run(_resumed(training.resume, sink), sink)
     flags = {name: value for name, value in typed.items() if name not in ("config", "dry_run", "force")}
     settings = layered({**flags, **places}, machine.config)
+    find(settings, sink)
     job = job_of(settings, force=training.force)
     if training.dry_run:
         return _dry_run(job, sink)
     return tell_run(run_told(job, sink), sink)
+
+
+def find(settings: Settings, sink: Sink) -> None:
+    """Look for model and data before anything heavy is imported: what is not there shows at once.
+
+    Demo assets are left for later: they may take a while, and the method should be known to be right by then.
+    Raises NotAvailable, or BadConfig where one is not named.
+    """
+    from budwood.assets import resolve_data, resolve_model
+    from budwood.assets.catalogue import DEMO_NAMES
+
+    offline = bool(settings.get("offline"))
+    model, data = require(settings, "model", USAGE), require(settings, "data", USAGE)
+    if data not in DEMO_NAMES:
+        resolve_data(data, offline=offline, say=sink.say)
+    if model not in DEMO_NAMES:
+        resolve_model(model, offline=offline, say=sink.say)
 
 
 def job_of(settings: Settings, *, force: bool) -> Job:

@@ -33,6 +33,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert {words: names for words, names in loaded.items() if names} == {}
 
 
+def test_a_model_that_cannot_be_had_does_not_wait_for_torch() -> None:
+    words = ["train", "some-org/some-model", "pyproject.toml"]
+    done = python(
+        f"import sys; from budwood.cli.app import main; code = main({words!r}); print(code, 'torch' in sys.modules)"
+    )
+    assert done.stdout.strip() == "4 False", done.stderr
+
+
 def test_help_takes_little_cpu() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "budwood", "--help"], capture_output=True, check=True)
