@@ -175,6 +175,22 @@ def test_a_model_in_memory_stays_the_users_own(llama: Path, faq: Path, tmp_path:
         assert torch.isfinite(tensor).all(), name
 
 
+def test_plain_text_and_data_that_holds_nothing_out(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{n} w{n + 1} is the name of w3"}) + "\n" for n in range(30))
+    )
+    run = go(llama, tmp_path / "book.jsonl", tmp_path / "run", samples=2)
+    assert [sample["reference"] for sample in run.samples() if "reference" in sample]
+    (tmp_path / "same.jsonl").write_text(
+        "".join(json.dumps({"prompt": "w1 ?", "completion": f"w{n}"}) + "\n" for n in range(9))
+    )
+    alone = go(llama, tmp_path / "same.jsonl", tmp_path / "alone")
+    assert alone.result is not None
+    assert alone.result.quality == ()
+    assert alone.samples() == []
+    assert any("no validation" in line for line in json.loads((alone.path / "data.json").read_text())["notes"])
+
+
 class StopAt(Silent):
     def __init__(self, step: int, number: int = signal.SIGINT) -> None:
         self.at, self.number = step, number

@@ -61,6 +61,7 @@ def save_state(folder: Path, prepared: Prepared, standing: Standing, *, identity
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
+        draft.chmod(0o644)
         digest = _sha256(draft)
         file = folder / f"tensors-{standing.step:06d}-{digest[:8]}.safetensors"
         draft.replace(file)

@@ -11,12 +11,13 @@ from typing import Any
 
 from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
-from budwood.data import Template
+from budwood.data import Row, Template
 from budwood.data.corpus import Task
 from budwood.errors import BadCheckpoint, BudwoodError
+from budwood.evaluate.task import EvaluationResult
 from budwood.interop import load
 from budwood.methods import method_from_dict
-from budwood.records import Json, Manifest, Result, RunFolder, Score
+from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
 from budwood.train.checkpoint import has_state, load_state
 from budwood.train.config import TrainConfig
 from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
@@ -66,7 +67,10 @@ class Run:
         return self.folder.samples()
 
     def load(self, *, name: str = "default") -> tuple[Any, Any]:
-        """(model, tokenizer): the base from where it came from, with the adapter attached and active."""
+        """(model, tokenizer): the base from where it came from, with the adapter attached and active.
+
+        Raises NotAvailable for a base that was an object in memory: load the adapter into it, with `budwood.load`.
+        """
         manifest = self.manifest
         ref = resolve_model(manifest.model)
         task: Any = manifest.task
@@ -181,56 +185,29 @@ def resume(
     return _carry_out(started, folder, Recorder(folder, listener), is_resumed=True)
 
 
+@dataclass(frozen=True)
+class _Before:
+    """How the base did, before anything was trained."""
+
+    scores: EvaluationResult | None
+    timing: Timing
+    asked: Sequence[Row]
+    """The held-out rows that are answered for people."""
+    answers: Sequence[str]
+
+
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
     with _status(folder):
         judge = Judge(started.job, started.material, started.prepared)
-        with judge.base():
-            before = judge.examine()
-            timing = time_answers(started.prepared.model, started.prepared.compute)
-            asked = judge.samples()
-            first = judge.answers(asked)
+        before = _examine_base(judge)
         ledger = Ledger(started.prepared, started.objective, started.feed, after=started.job.config.proof_steps)
-        saving = Saving(
-            folder=folder.state,
-            identity=started.material.identity,
-            resume_command=f"budwood train --resume {folder.path}",
-        )
-        standing = None
-        if is_resumed:
-            standing = load_state(folder.state, started.prepared, identity=saving.identity)
-            folder.resume(step=standing.step)
-            observer.note(f"going on after step {standing.step}")
-
-        def validate() -> Sequence[Score]:
-            for row, base, now in zip(asked[:1], first, judge.answers(asked[:1]), strict=False):
-                observer.sample({"prompt": row.prompt, "base": base, "now": now})
-            return judge.scores()
-
-        fitted = fit(
-            started.prepared,
-            started.objective,
-            started.feed,
-            started.job.config,
-            start=standing or started.beginning,
-            saving=saving,
-            validate=validate if started.material.valid else None,
-            ledger=ledger,
-            observer=observer,
-        )
+        fitted = _train(started, folder, judge, before, ledger, observer, is_resumed=is_resumed)
         memory = started.memory()
         movement = ledger.finish(fitted.standing.step)
         observer.note(str(movement))
-        saved = save_and_prove(judge, folder, base_timing=timing, observer=observer)
-        after = judge.examine()
-        scores = quality(after, before)
-        for row, base, now in zip(asked, first, judge.answers(asked), strict=True):
-            right = reference(row, started.material.corpus.labels)
-            observer.sample({"prompt": row.prompt, "base": base, "now": now, "reference": right})
-        for prediction in after.predictions if after is not None else ():
-            folder.add_prediction(prediction.to_dict())
-        if after is not None:
-            observer.validation(fitted.standing.step, after.scores)
+        saved = save_and_prove(judge, folder, base_timing=before.timing, observer=observer)
+        scores = _examine_trained(judge, before, folder, fitted.standing.step, observer)
         folder.write_result(
             Result(
                 parameters=parameters(started.prepared, saved.stored_bytes),
@@ -241,17 +218,80 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
             )
         )
         finish_card(judge, folder, saved, movement, scores)
-        folder.add_metrics(
-            {
-                "step": fitted.standing.step,
-                "proof": {
-                    "movement": asdict(movement),
-                    "reload": asdict(saved.reload),
-                    "merge": asdict(saved.merge) if saved.merge else None,
-                },
-            }
-        )
+        proof = {
+            "movement": asdict(movement),
+            "reload": asdict(saved.reload),
+            "merge": asdict(saved.merge) if saved.merge else None,
+        }
+        folder.add_metrics({"step": fitted.standing.step, "proof": proof})
     return Run(folder)
+
+
+def _examine_base(judge: Judge) -> _Before:
+    """Scores, latency and answers of the base; a resumed run finds the same again."""
+    with judge.base():
+        asked = judge.samples()
+        return _Before(
+            scores=judge.examine(),
+            timing=time_answers(judge.prepared.model, judge.prepared.compute),
+            asked=asked,
+            answers=judge.answers(asked),
+        )
+
+
+def _train(
+    started: Started,
+    folder: RunFolder,
+    judge: Judge,
+    before: _Before,
+    ledger: Ledger,
+    observer: Recorder,
+    *,
+    is_resumed: bool,
+) -> Fitted:
+    """The loop, from the beginning or from the saved state."""
+    saving = Saving(
+        folder=folder.state,
+        identity=started.material.identity,
+        resume_command=f"budwood train --resume {folder.path}",
+    )
+    standing = started.beginning
+    if is_resumed:
+        standing = load_state(folder.state, started.prepared, identity=saving.identity)
+        folder.resume(step=standing.step)
+        observer.note(f"going on after step {standing.step}")
+
+    def validate() -> Sequence[Score]:
+        for row, base, now in zip(before.asked[:1], before.answers, judge.answers(before.asked[:1]), strict=False):
+            observer.sample({"prompt": row.prompt, "base": base, "now": now})
+        return judge.scores()
+
+    return fit(
+        started.prepared,
+        started.objective,
+        started.feed,
+        started.job.config,
+        start=standing,
+        saving=saving,
+        validate=validate if started.material.valid else None,
+        ledger=ledger,
+        observer=observer,
+    )
+
+
+def _examine_trained(
+    judge: Judge, before: _Before, folder: RunFolder, step: int, observer: Recorder
+) -> tuple[Quality, ...]:
+    """Scores, predictions and answers of the trained model, written down beside the base's."""
+    after = judge.examine()
+    for row, base, now in zip(before.asked, before.answers, judge.answers(before.asked), strict=True):
+        right = reference(row, judge.material.corpus.labels)
+        observer.sample({"prompt": row.prompt, "base": base, "now": now, "reference": right})
+    if after is not None:
+        for prediction in after.predictions:
+            folder.add_prediction(prediction.to_dict())
+        observer.validation(step, after.scores)
+    return quality(after, before.scores)
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def test_gradient_of_a_step_is_that_of_the_plain_mean() -> None:
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 8])
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop_after: int, method: LoRA | Full) -> None:
     """5 steps an epoch: stops in the middle and at the end of one; dropout and model randomness are on."""
-    settings = {"method": method, "budget": "2epochs", "batch": 4, "accumulate": 2}
+    precision = "bf16" if stop_after == 3 else "exact"
+    settings = {"method": method, "budget": "2epochs", "batch": 4, "accumulate": 2, "precision": precision}
     whole = job(**settings)
     whole.fit()
 
