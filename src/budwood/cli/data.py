@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from budwood.cli.layers import columns_of
 from budwood.cli.options import Talk
 from budwood.cli.output import Sink
-from budwood.cli.places import refuse_taken
+from budwood.cli.places import write_splits
 from budwood.cli.progress import one_line
 from budwood.errors import BadConfig
 
@@ -132,7 +132,7 @@ def dedup(
     corpus = (reading or Reading()).corpus(source, sink)
     kept, gone = leave_out(corpus)
     total = sum(map(len, corpus.splits.values()))
-    written = _write(kept.splits, out, force=force)
+    written = write_splits(kept.splits, out, force=force)
     sink.say(f"{gone} of {total} rows repeat an earlier one and were left out")
     _tell_written(written, sink, {"rows": total, "left_out": gone})
     return 0
@@ -167,7 +167,7 @@ def split(
     corpus = (reading or Reading()).corpus(source, sink)
     rows = [row for _, row in corpus.all_rows()]
     parts = divide(rows, _shares(shares), group=group, seed=seed)
-    written = _write(parts, out, force=force, is_folder=True)
+    written = write_splits(parts, out, force=force, is_folder=True)
     sink.say(", ".join(f"{name} {len(part)} ({len(part) / len(rows):.0%})" for name, part in parts.items()))
     _tell_written(written, sink, {"rows": {name: len(part) for name, part in parts.items()}})
     return 0
@@ -212,18 +212,13 @@ def _show_tokens(
 
     tokenizer = load_tokenizer(resolve_model(model, say=sink.say))
     encoded = encode(corpus, name, tokenizer, max_length=max_length)
-    report = encoded.report
-    middle = ", ".join(f"{percent} % of rows have at most {tokens}" for percent, tokens in report.percentiles)
     sink.data("")
-    sink.data(
-        f"{name}: {report.examples} examples of {report.rows} rows, {report.total_tokens} tokens, "
-        f"{report.learned_tokens} learned; {report.rows_cut} cut, {report.rows_empty} with nothing to learn"
-    )
-    sink.data(f"tokens: {middle}, the longest {report.longest}")
+    for line in encoded.report.describe():
+        sink.data(f"{name}: {line}")
     shown = [preview(example, tokenizer, labels=corpus.labels) for example in encoded.examples[:rows]]
     for text in shown:
         sink.data(text)
-    return {**asdict(report), "template": encoded.template, "examples_shown": shown}
+    return {**asdict(encoded.report), "template": encoded.template, "examples_shown": shown}
 
 
 def _shares(text: str) -> dict[str, float]:
@@ -231,25 +226,6 @@ def _shares(text: str) -> dict[str, float]:
         return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
     except ValueError as error:
         raise BadConfig(f"--shares is {text!r}; write it as train=0.8,validation=0.1,test=0.1") from error
-
-
-def _write(splits: Mapping[str, Sequence[Row]], out: Path, *, force: bool, is_folder: bool = False) -> list[Path]:
-    """One file, or one a split in a folder. Raises BadConfig rather than writing over something."""
-    from budwood.data import write_jsonl
-    from budwood.records.files import not_writable
-
-    single = len(splits) == 1 and not is_folder and out.suffix
-    if not single and out.suffix:
-        raise BadConfig(f"--out is {out}, a file, and there are {len(splits)} splits; name a folder")
-    paths = [out] if single else [out / f"{name}.jsonl" for name in splits]
-    refuse_taken(paths, force=force)
-    try:
-        for path, rows in zip(paths, splits.values(), strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_jsonl(rows, path)
-    except OSError as error:
-        raise not_writable(out, error) from error
-    return paths
 
 
 def _tell_written(paths: Sequence[Path], sink: Sink, payload: dict[str, Any]) -> None:

@@ -27,8 +27,11 @@ class Terminated(KeyboardInterrupt):
 def report(error: BaseException, sink: Sink, *, verb: str = "") -> int:
     """Say what went wrong, on stderr and with --json as the JSON object; returns the exit code."""
     code, kind, lines = _explained(error, verb, verbose=sink.level > 1)
+    is_stop = code in (INTERRUPTED, TERMINATED)
     for number, line in enumerate(lines):
-        sink.complain(f"error: {line}" if number == 0 and code not in (INTERRUPTED, TERMINATED) else line)
+        sink.complain(
+            line if number or is_stop else f"error: {line}", "yellow" if is_stop else "red" if not number else ""
+        )
     sink.result({"error": {"kind": kind, "message": lines[0], "hint": lines[1:], "exit_code": code}})
     return code
 

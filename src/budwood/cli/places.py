@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from budwood.errors import BadConfig
+
+if TYPE_CHECKING:
+    from budwood.data import Row
 
 
 def refuse_taken(paths: Path | list[Path], *, force: bool) -> None:
@@ -52,3 +56,22 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
         raise not_writable(path, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_splits(splits: Mapping[str, Sequence[Row]], out: Path, *, force: bool, is_folder: bool = False) -> list[Path]:
+    """One file, or one a split in a folder. Raises BadConfig rather than writing over something."""
+    from budwood.data import write_jsonl
+    from budwood.records.files import not_writable
+
+    single = len(splits) == 1 and not is_folder and out.suffix
+    if not single and out.suffix:
+        raise BadConfig(f"--out is {out}, a file, and there are {len(splits)} splits; name a folder")
+    paths = [out] if single else [out / f"{name}.jsonl" for name in splits]
+    refuse_taken(paths, force=force)
+    try:
+        for path, rows in zip(paths, splits.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(rows, path)
+    except OSError as error:
+        raise not_writable(out, error) from error
+    return paths
