@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import budwood.train
 from budwood.core import adapters, named_parameters
-from budwood.errors import BadCheckpoint, BadConfig, BadData, NotAvailable, VerificationFailed
+from budwood.errors import BadCheckpoint, BadConfig, BadData, NotAvailable, VerificationFailed, WrongOrder
 from budwood.methods import Full, LoRA
 from budwood.records import RunFolder
 from budwood.train.interrupt import Interrupted
@@ -76,7 +76,8 @@ def test_the_whole_job(llama: Path, faq: Path, tmp_path: Path) -> None:
     result = run.result
     assert result is not None
     assert result.parameters is not None
-    assert result.parameters.trained_count == 2 * 4 * 8 * 32
+    tensors = load_file(run.adapter / "adapter_model.safetensors").values()
+    assert result.parameters.trained_count == sum(tensor.numel() for tensor in tensors)
     stored = [file.stat().st_size for file in run.adapter.iterdir() if file.name != "README.md"]
     assert result.parameters.stored_bytes == sum(stored)
     assert result.memory is not None
@@ -101,7 +102,8 @@ def test_the_whole_job(llama: Path, faq: Path, tmp_path: Path) -> None:
     assert proof["movement"]["unmoved"] == {}
     assert proof["reload"]["largest_difference"] == 0.0
     samples = run.samples()
-    assert {"prompt", "base", "now", "reference"} <= samples[-1].keys()
+    assert {"step", "prompt", "base", "now", "reference"} == samples[-1].keys()
+    assert [sample["step"] for sample in samples] == [10, 20, 30, 40, 40]
     card = (run.adapter / "README.md").read_text()
     assert card.startswith("---\nbase_model:")
     assert "What was proved" in card
@@ -233,6 +235,8 @@ def test_resuming_with_other_data_is_refused(llama: Path, faq: Path, tmp_path: P
 
 def test_resuming_what_was_never_saved_is_refused(llama: Path, faq: Path, tmp_path: Path) -> None:
     run = go(llama, faq, tmp_path / "run")
+    with pytest.raises(WrongOrder, match="is finished, there is nothing to go on with"):
+        resume(run)
     (run.path / "state" / "state.json").unlink()
     with pytest.raises(BadCheckpoint, match="no saved state to go on from"):
         resume(run)

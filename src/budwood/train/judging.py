@@ -20,6 +20,9 @@ from budwood.train.setup import Prepared
 ANSWER_TOKENS = 48
 """Most tokens of an answer shown to people."""
 
+CANDIDATES = 64
+"""Rows that samples are chosen from."""
+
 OPENING = 40
 """Characters of a plain text that a model is asked to go on from."""
 
@@ -79,7 +82,8 @@ class Judge:
             return []
         context = context_of(self.prepared.model) or material.max_length
         rows = {row.prompt: row for row in material.corpus.rows(material.held_split) if row.prompt.strip()}
-        short = [row for row in rows.values() if len(material.tokenizer(row.prompt)["input_ids"]) < context // 3]
+        few = spread(list(rows.values()), CANDIDATES)
+        short = [row for row in few if len(material.tokenizer(row.prompt)["input_ids"]) < context // 3]
         return spread(short, self.job.config.samples) if short else []
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:

@@ -15,6 +15,8 @@ class Recorder:
 
     def __init__(self, folder: RunFolder, listener: Observer) -> None:
         self.folder, self.listener = folder, listener
+        self.taken = 0
+        """Steps taken so far: samples are written with it."""
 
     def preflight(self, facts: Preflight) -> None:
         """To the log."""
@@ -28,6 +30,7 @@ class Recorder:
 
     def step(self, point: StepPoint) -> None:
         """One line."""
+        self.taken = point.step
         self.folder.add_metrics({**asdict(point), "tokens_per_s": point.tokens_per_s})
         self.listener.step(point)
 
@@ -38,5 +41,5 @@ class Recorder:
 
     def sample(self, sample: Mapping[str, str]) -> None:
         """One line."""
-        self.folder.add_sample(sample)
+        self.folder.add_sample({"step": self.taken, **sample})
         self.listener.sample(sample)

@@ -13,7 +13,7 @@ from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
 from budwood.data import Row, Template
 from budwood.data.corpus import Task
-from budwood.errors import BadCheckpoint, BudwoodError
+from budwood.errors import BadCheckpoint, BudwoodError, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import load
 from budwood.methods import method_from_dict
@@ -164,14 +164,16 @@ def resume(
     run               its folder, its name in `root`, "latest", or a `Run`
     model, data, tokenizer   only for those that were objects in memory
 
-    Raises BadCheckpoint without a readable state, BadConfig if data or model are not what they were, and what
-    `train` does.
+    Raises BadCheckpoint without a readable state, WrongOrder if it is finished or still running, BadConfig if data or
+    model are not what they were, and what `train` does.
     """
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run, root=root)
     if not has_state(folder.state):
         raise BadCheckpoint(f"{folder.path} has no saved state to go on from; start it again with budwood train")
     job = Job.from_dict(folder.config())
     manifest = folder.manifest()
+    if manifest.status == "finished":
+        raise WrongOrder(f"{folder.path} is finished, there is nothing to go on with; start a new run with more budget")
     job = replace(
         job,
         model=job.model if model is None else model,
@@ -259,6 +261,7 @@ def _train(
     if is_resumed:
         standing = load_state(folder.state, started.prepared, identity=saving.identity)
         folder.resume(step=standing.step)
+        observer.taken = standing.step
         observer.note(f"going on after step {standing.step}")
 
     def validate() -> Sequence[Score]:
