@@ -18,7 +18,7 @@ SETTINGS: dict[str, object] = {
     "model": "demo-lm", "data": "demo-chat", "method": "lora", "batch": 8, "samples": 4, "eval_rows": 48,
 }  # fmt: skip
 """What the demo trains."""
-BUDGET = "60steps"
+BUDGET = "50steps"
 WHAT = "The demo trains LoRA, a small add-on, on a chat model of 135 million parameters, with 724 questions to answer."
 
 
@@ -31,7 +31,7 @@ def demo(
     Parameters
     ----------
     budget: str
-        How long: 3m, 60steps or 1epochs. [60steps, some three minutes on two cores]
+        How long: 3m, 50steps or 1epochs. [50steps, some three minutes on two cores]
     out: Path
         Folder of the run. [runs/DATE-lora-demo-lm]
     offline: bool
@@ -45,7 +45,7 @@ def demo(
     )
     sink.say()
     settings = {**SETTINGS, "budget": budget, "offline": offline, **({"out": str(out)} if out else {})}
-    run = run_told(job_of(settings, force=force), sink)
+    run = run_told(job_of(settings, force=force), sink, shows_end=False)
     _tell(run, sink)
     return 0
 

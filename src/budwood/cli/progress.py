@@ -37,6 +37,8 @@ class Progress:
     """The most memory held so far, on top of what was held when this was made."""
     predicted_bytes: int | None = None
     """Peak memory that preflight expects."""
+    shows_end: bool = True
+    """Whether the answers at the end are shown here; False leaves them to whoever asked."""
     clock: Callable[[], float] = time.monotonic
     every_s: float = EVERY_S
     _live: Live | None = field(default=None, repr=False)
@@ -80,7 +82,9 @@ class Progress:
         self.sink.say(f"held-out rows after step {step}: {self._score}")
 
     def sample(self, sample: Mapping[str, str]) -> None:
-        """The fixed prompt, answered by the base and by now."""
+        """A held-out prompt, answered by the base and by now; those of the end come with the data's own answer."""
+        if "reference" in sample and not self.shows_end:
+            return
         self.sink.say(f"  asked  {one_line(sample['prompt'])}", "dim")
         self.sink.say(f"  base   {one_line(sample['base'])}", "dim")
         self.sink.say(f"  now    {one_line(sample['now'])}")

@@ -84,11 +84,11 @@ def job_of(settings: Settings, *, force: bool) -> Job:
     )  # fmt: skip
 
 
-def run_told(job: Job, sink: Sink) -> Run:
-    """Run a job, telling the human."""
+def run_told(job: Job, sink: Sink, *, shows_end: bool = True) -> Run:
+    """Run a job, telling the human; `shows_end` says whether the answers at its end are part of that."""
     from budwood.train.run import run_job
 
-    with Progress(sink).shown() as progress:
+    with Progress(sink, shows_end=shows_end).shown() as progress:
         return run_job(job, observer=progress)
 
 

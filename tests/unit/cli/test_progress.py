@@ -59,6 +59,15 @@ def test_samples_show_base_and_now() -> None:
     assert err.getvalue().split() == ["asked", "What", "is", "a", "GPU?", "base", "No.", "now", "A", "chip."]
 
 
+def test_answers_of_the_end_can_be_left_to_others() -> None:
+    err = io.StringIO()
+    progress = Progress(Sink(stderr=err), shows_end=False)
+    progress.sample({"prompt": "p", "base": "b", "now": "n", "reference": "r"})
+    assert err.getvalue() == ""
+    progress.sample({"prompt": "p", "base": "b", "now": "n"})
+    assert err.getvalue() != ""
+
+
 def test_quiet_says_nothing() -> None:
     err = io.StringIO()
     progress = Progress(Sink(stderr=err, level=Level.QUIET))
