@@ -88,10 +88,10 @@ def fit(
                 raise
             factor = rate_factor(config, share, standing.step, total)
             norm = update(prepared, config, factor, feed, rows, standing.step + 1)
+            seconds = meter.end_step(tokens=outcome.tokens, learned=outcome.targets)
             if ledger is not None:
                 ledger.after_step(standing.step + 1, rows)
             prepared.optimizer.zero_grad(set_to_none=True)
-            seconds = meter.end_step(tokens=outcome.tokens, learned=outcome.targets)
             standing = replace(
                 standing,
                 step=standing.step + 1,

@@ -109,6 +109,8 @@ def update(prepared: Prepared, config: TrainConfig, factor: float, feed: Feed, r
     for group in prepared.optimizer.param_groups:
         group["lr"] = prepared.learning_rate * factor
     prepared.optimizer.step()
+    if prepared.device.type == "cuda":
+        torch.cuda.synchronize(prepared.device)  # the step's time is read next
     return norm.item()
 
 

@@ -16,6 +16,7 @@ from budwood.core import Method, named_parameters
 from budwood.data import Position
 from budwood.errors import BadCheckpoint, BadConfig, Diverged, OutOfMemory
 from budwood.methods import Full, LoRA, Selective
+from budwood.train.checkpoint import load_state, save_state
 from budwood.train.interrupt import Interrupted
 from budwood.train.observer import StepPoint
 from training import Job, job, labelled, rows
@@ -191,15 +192,12 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 def test_nan_stops_names_the_row_and_the_module_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     examples = rows(20)
     poisoned = examples[7].ids[0]
-    run = job(examples=examples, budget="2epochs", batch=4)
-    good: list[dict[str, Tensor]] = []
+    run = job(examples=examples, budget="2epochs", batch=4, save_every=1e-9, seed=1)
 
     def poison(module: object, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        good.append(tensors(run))
         bad = (args[0][:, 0] == poisoned) & (args[0].shape[1] >= len(examples[7].ids))
         return output.masked_fill(bad[:, None, None], float("nan"))
 
-    run.prepared.model.model.layers[1].mlp.down_proj.register_forward_hook(lambda module, args, output: output)
     run.prepared.model.model.embed_tokens.register_forward_hook(poison)
     with pytest.raises(Diverged, match=r"loss of step \d+ is nan, first in the output of model.embed_tokens") as failed:
         run.fit(state=tmp_path)
@@ -207,6 +205,12 @@ def test_nan_stops_names_the_row_and_the_module_and_keeps_the_last_good_state(tm
     assert "faq.jsonl, row 8" in str(failed.value)
     assert "learning_rate: 0.0025" in str(failed.value)
     assert all(torch.isfinite(tensor).all() for tensor in tensors(run).values())
+    steps = len(run.seen.points)
+    assert steps > 0
+    kept = job(examples=examples, budget="2epochs", batch=4, seed=1)
+    standing = load_state(tmp_path, kept.prepared, identity={})
+    assert standing.step == steps
+    assert largest_difference(tensors(kept), tensors(run)) == 0.0
 
 
 def test_an_infinite_gradient_stops_and_names_the_tensor() -> None:
@@ -306,8 +310,6 @@ def test_a_damaged_state_is_refused_and_changes_nothing(tmp_path: Path, damage: 
 
 
 def test_a_state_of_another_method_or_data_is_refused(tmp_path: Path) -> None:
-    from budwood.train.checkpoint import load_state, save_state
-
     first = job(method=LoRA(rank=4))
     save_state(tmp_path, first.prepared, first.fit().standing, identity={"data": "abc"})
     with pytest.raises(BadConfig, match="data was abc, now xyz"):
