@@ -66,6 +66,7 @@ def merge_to(subject: Subject, out: Path, *, dtype: str | None, force: bool) -> 
     """
     import torch
 
+    from budwood.assets.quiet import quiet
     from budwood.train.verify import sample_logits, verify_merge
 
     if dtype is not None and dtype not in DTYPES:
@@ -75,9 +76,12 @@ def merge_to(subject: Subject, out: Path, *, dtype: str | None, force: bool) -> 
         tokenizer, model = subject.load_tokenizer(), subject.load(dtype=torch.float32)
         batches = [_held_out(subject, tokenizer)]
         report = verify_merge(model, name=NAME, batches=batches, dtype=stored)
-        model.to(stored).save_pretrained(draft)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(stored).float()
+        expected = sample_logits(model, batches, torch.float32)
+        with quiet():
+            model.to(stored).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        expected = sample_logits(model.float(), batches, torch.float32)
         del model
         found = sample_logits(_read_again(subject, draft), batches, torch.float32)
         largest = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
