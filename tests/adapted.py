@@ -15,11 +15,13 @@ from budwood.errors import BudwoodError
 from budwood.methods import IA3, METHODS, LoRA, Selective
 from families import FAMILIES
 
+QV = ("attn.q", "attn.v", "cross.q?", "cross.v?")
 VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS} | {
     "lora-all": LoRA(targets=("all",), rslora=True),
     "lora-dora": LoRA(targets=("attn.o?", "attn.qkv?", "mlp.down?", "mixer.out?"), dora=True, rank=4),
-    "lora-pissa": LoRA(init="pissa", rank=3),
-    "lora-gaussian": LoRA(init="gaussian", ranks={"attn.q": 2, "cross.*": 3}, alphas={"attn.v": 5.0}),
+    "lora-qv": LoRA(targets=QV),
+    "lora-pissa": LoRA(init="pissa", rank=3, targets=QV),
+    "lora-gaussian": LoRA(init="gaussian", targets=QV, ranks={"attn.q": 2, "cross.*": 3}, alphas={"attn.v": 5.0}),
     "lora-bias": LoRA(targets=("mlp.down?", "attn.o?", "mixer.out?"), bias=True),
     "lora-embed": LoRA(targets=("embed",)),
     "lora-fused": LoRA(targets=("attn.qkv",)),

@@ -23,7 +23,7 @@ NO_MLP_LINEAR = {"mixtral"}
 def expected(family: str) -> set[str]:
     refused = {"lora-fused"} if family not in FUSED else set()
     refused |= {"bitfit"} if family in NO_BIAS else set()
-    refused |= {"lora", "lora-pissa", "lora-gaussian", "ia3"} if family in NO_QKV else set()
+    refused |= {"lora-qv", "lora-pissa", "lora-gaussian", "ia3"} if family in NO_QKV else set()
     return refused | ({"ia3"} if family in NO_MLP_LINEAR else set())
 
 

@@ -6,6 +6,7 @@ Sources: LoRA tables 2, 3 and 15; the released roberta_base_lora_mnli.bin; DoRA 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import budwood.core as core
+from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
 from budwood.methods import IA3, LoRA, Selective
 
@@ -58,28 +60,29 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama-7b": meta(AutoModelForCausalLM, "llama", **LLAMA),
     "llama3-8b": meta(AutoModelForCausalLM, "llama", **LLAMA3),
 }  # fmt: skip
+QV = ("attn.q", "attn.v")
 QKVUD = ("attn.q", "attn.k", "attn.v", "mlp.up", "mlp.down")
 
 COUNTS: list[tuple[str, Method, int]] = [
-    ("roberta-base", LoRA(rank=8), 294_912),
-    ("roberta-base-mnli", LoRA(rank=8), 887_811),
-    ("roberta-base-mnli", LoRA(rank=8, trained=()), 294_912),
-    ("roberta-large", LoRA(rank=8), 786_432),
-    ("deberta-xxl", LoRA(rank=16), 4_718_592),
-    ("deberta-xxl", LoRA(rank=8), 2_359_296),
-    ("gpt2-medium", LoRA(rank=4), 393_216),
+    ("roberta-base", LoRA(rank=8, targets=QV), 294_912),
+    ("roberta-base-mnli", LoRA(rank=8, targets=QV), 887_811),
+    ("roberta-base-mnli", LoRA(rank=8, targets=QV, trained=()), 294_912),
+    ("roberta-large", LoRA(rank=8, targets=QV), 786_432),
+    ("deberta-xxl", LoRA(rank=16, targets=QV), 4_718_592),
+    ("deberta-xxl", LoRA(rank=8, targets=QV), 2_359_296),
+    ("gpt2-medium", LoRA(rank=4, targets=QV), 393_216),
     ("gpt2-medium", LoRA(rank=4, targets=("attn.qkv",)), 393_216),
-    ("gpt2-large", LoRA(rank=4), 737_280),
-    ("gpt3", LoRA(rank=1), 4_718_592),
-    ("gpt3", LoRA(rank=64), 301_989_888),
+    ("gpt2-large", LoRA(rank=4, targets=QV), 737_280),
+    ("gpt3", LoRA(rank=1, targets=QV), 4_718_592),
+    ("gpt3", LoRA(rank=64, targets=QV), 301_989_888),
     ("gpt3", LoRA(rank=2, targets=("attn.v",)), 4_718_592),
     ("gpt3", LoRA(rank=1, targets=("attn.q", "attn.k", "attn.v", "attn.o")), 9_437_184),
-    ("llama-7b", LoRA(rank=8), 4_194_304),
+    ("llama-7b", LoRA(rank=8, targets=QV), 4_194_304),
     ("llama-7b", LoRA(rank=32, targets=QKVUD), 56_098_816),
     ("llama-7b", LoRA(rank=32, targets=QKVUD, dora=True), 56_975_360),
     ("llama3-8b", LoRA(rank=32, targets=QKVUD), 56_623_104),
     ("llama3-8b", LoRA(rank=32, targets=QKVUD, dora=True), 57_409_536),
-    ("bert-base", LoRA(), 294_912),
+    ("bert-base", LoRA(targets=QV), 294_912),
     ("bert-base", Selective(part="norms"), 38_400),
     ("roberta-base", Selective(part="bitfit"), 102_912),  # the published 102,144 leave the pooler's 768 out
     ("gpt2-medium", Selective(part="last-layers"), 25_194_496),
@@ -89,6 +92,15 @@ COUNTS: list[tuple[str, Method, int]] = [
 
 @pytest.mark.parametrize(("name", "method", "count"), COUNTS, ids=[f"{n}-{m.name}-{c}" for n, m, c in COUNTS])
 def test_count(name: str, method: Method, count: int) -> None:
+    model, anatomy = read(name)
+    core.attach(model, method, name="a", anatomy=anatomy)
+    found = sum(p.numel() for p in core.parameters(model, "a"))
+    core.detach(model, "a")
+    assert found == count
+
+
+@cache
+def read(name: str) -> tuple[nn.Module, Anatomy]:
+    """The model and its anatomy, made once."""
     model = MODELS[name]()
-    core.attach(model, method, name="a")
-    assert sum(p.numel() for p in core.parameters(model, "a")) == count
+    return model, discover(model)

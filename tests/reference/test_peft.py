@@ -106,12 +106,12 @@ def test_we_load_theirs(family: str, config: str, tmp_path: Path) -> None:
 
 
 def test_the_configuration_uses_short_names_where_they_are_exact(tmp_path: Path) -> None:
-    for variant, expected in (("lora", ["q_proj", "v_proj"]), ("ia3", ["down_proj", "k_proj", "v_proj"])):
+    for variant, expected in (("lora-qv", ["q_proj", "v_proj"]), ("ia3", ["down_proj", "k_proj", "v_proj"])):
         model, _ = adapted("llama", variant)
         save(model, tmp_path / variant, name="faq")
         assert json.loads((tmp_path / variant / "adapter_config.json").read_text())["target_modules"] == expected
     model = FAMILIES["llama"].build()
-    core.attach(model, LoRA(layers=(1,)), name="a")
+    core.attach(model, LoRA(targets=("attn.q", "attn.v"), layers=(1,)), name="a")
     save(model, tmp_path / "one", name="a")
     names = json.loads((tmp_path / "one" / "adapter_config.json").read_text())["target_modules"]
     assert names == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]

@@ -8,7 +8,9 @@ and get a trained length m.  PiSSA (arXiv:2404.02948): A and B start as the lead
 Differences: A starts Kaiming-uniform as in the authors' code (the paper says Gaussian; `init="gaussian"`). PiSSA leaves
 the base as it is and subtracts the starting product in the forward pass, which is the same function and the same
 gradients without changing W. On a fused projection, `targets=("attn.q", "attn.v")` gives each part its own pair (the
-authors' MergedLinear), `targets=("attn.qkv",)` one pair for the whole output (PEFT).
+authors' MergedLinear), `targets=("attn.qkv",)` one pair for the whole output (PEFT). The default targets are every
+linear of the blocks, which learns better from little data than the paper's queries and values (`attn.q+attn.v`), and
+is there in every family.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class LoRA(Method):
         "use_rslora": "rslora", "use_dora": "dora", "lora_bias": "bias", "init_lora_weights": "init",
     }  # fmt: skip
 
-    targets: tuple[str, ...] = ("attn.q", "attn.v", "cross.q?", "cross.v?")
+    targets: tuple[str, ...] = ("all",)
     """Where it acts: roles (attn.q, mlp.*, embed), `all` (every linear of the blocks), or names of modules; a ? at the
     end means: where there is one."""
     rank: int = 8
