@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import budwood.train
 from budwood.core import adapters, named_parameters
@@ -191,6 +191,15 @@ def test_plain_text_and_data_that_holds_nothing_out(llama: Path, tmp_path: Path)
     assert alone.result.quality == ()
     assert alone.samples() == []
     assert any("no validation" in line for line in json.loads((alone.path / "data.json").read_text())["notes"])
+
+
+def test_a_classifier_in_memory(bert: Path, films: Path, tmp_path: Path) -> None:
+    """Its new pooler and head are its own: the adapter need not bring the pooler, as this base has one."""
+    model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2, id2label={0: "bad", 1: "good"})
+    run = go(model, films, tmp_path / "run", tokenizer=tokenizer())
+    assert run.manifest.status == "finished"
+    with pytest.raises(NotAvailable):
+        run.load()
 
 
 class StopAt(Silent):

@@ -134,7 +134,8 @@ def base_copy(model: PreTrainedModel) -> PreTrainedModel:
     fresh = type(model)(copy.deepcopy(model.config))
     fresh.load_state_dict({k: v.detach().clone() for k, v in base_state_dict(model).items()}, assign=True)
     fresh.tie_weights()
-    fresh.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        fresh.generation_config = copy.deepcopy(model.generation_config)
     for parameter in fresh.parameters():
         parameter.requires_grad_(True)
     return fresh.to(model.device).eval()
@@ -181,10 +182,10 @@ def _max_length(job: Job, tokenizer: PreTrainedTokenizerBase, given: PreTrainedM
 
 
 def _stops(given: PreTrainedModel | None) -> tuple[int, ...]:
-    if given is None or given.generation_config is None or given.generation_config.eos_token_id is None:
+    if given is None or not given.can_generate() or given.generation_config is None:
         return ()
     own = given.generation_config.eos_token_id
-    return tuple(own) if isinstance(own, list) else (int(own),)
+    return () if own is None else tuple(own) if isinstance(own, list) else (int(own),)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
