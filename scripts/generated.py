@@ -1,4 +1,4 @@
-"""Fill the generated parts of README.md and docs/architecture.md; `--check` only says whether they are up to date."""
+"""Fill the generated parts of README.md and of the pages under docs/; `--check` only says whether they are up to date."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import sys
 from pathlib import Path
 
+from budwood.core import Method, field_docs
 from budwood.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,39 @@ def method_table() -> str:
         for method in METHODS
     ]
     return "\n".join(["| method | what it trains | formula | paper |", "|---|---|---|---|", *rows])
+
+
+def method_sections() -> str:
+    """docs/methods.md: every method with its fields."""
+    return "\n".join(section(method) for method in METHODS).rstrip()
+
+
+def section(method: type[Method]) -> str:
+    """One method: what it computes, where that comes from, and its fields."""
+    docs, defaults = field_docs(method), method().to_dict()
+    aliases: dict[str, list[str]] = {}
+    for alias, field in method.aliases.items():
+        aliases.setdefault(field, []).append(f"`{alias}`")
+    rows = [f"| `{f}` | {shown(defaults[f])} | {docs[f]} | {', '.join(aliases.get(f, []))} |" for f in defaults]
+    return "\n".join(
+        [
+            f"## `{method.name}`",
+            "",
+            f"`{method.formula}` ({method.paper}). Learning rate to start from: {method().rate:g}.",
+            "",
+            "| field | default | meaning | also called |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def shown(value: object) -> str:
+    """A default as it is typed."""
+    if isinstance(value, list):
+        return " ".join(f"`{item}`" for item in value) or "none"
+    return "none" if value is None or value == {} else f"`{str(value).lower()}`"
 
 
 def tree() -> str:
@@ -47,6 +81,7 @@ def first_line(text: str | None) -> str:
 PARTS = {
     ROOT / "README.md": {"methods": method_table},
     ROOT / "docs" / "architecture.md": {"tree": tree},
+    ROOT / "docs" / "methods.md": {"methods": method_sections},
 }
 
 

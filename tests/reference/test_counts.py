@@ -90,7 +90,13 @@ COUNTS: list[tuple[str, Method, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "method", "count"), COUNTS, ids=[f"{n}-{m.name}-{c}" for n, m, c in COUNTS])
+CASES = [
+    pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "gpt3" else [], id=f"{case[0]}-{case[1].name}-{case[2]}")
+    for case in COUNTS
+]
+
+
+@pytest.mark.parametrize(("name", "method", "count"), CASES)
 def test_count(name: str, method: Method, count: int) -> None:
     model, anatomy = read(name)
     core.attach(model, method, name="a", anatomy=anatomy)
