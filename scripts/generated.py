@@ -1,4 +1,4 @@
-"""Fill the generated parts of README.md and of the pages under docs; `--check` only says whether they are up to date."""
+"""Fill the generated parts of the README and of the pages under docs; `--check` only says if they are up to date."""
 
 from __future__ import annotations
 
