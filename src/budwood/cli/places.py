@@ -49,6 +49,8 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         draft.chmod(0o755)
         yield draft
+        for file in draft.iterdir():  # safetensors writes for the owner alone
+            file.chmod(0o644)
         if path.is_dir():
             shutil.rmtree(path)
         draft.replace(path)
