@@ -186,7 +186,7 @@ class Anatomy:
         return ", ".join(f"{stack} 0 to {self.num_layers(stack) - 1}" for stack in stacks)
 
     def _explain(self, target: str) -> str:
-        names = {s.path.rpartition(".")[2] for s in self.sites}
+        names = {leaf for s in self.sites if not (leaf := s.path.rpartition(".")[2]).isdigit()}
         hint = did_you_mean(target, {*self.roles, *names, "all"})
         roles = f"roles in this model: {', '.join(self.roles)}"
         return f"no site matches {target!r}; {roles}; {hint} ('all' is every linear of the blocks)"
