@@ -72,8 +72,6 @@ def job_of(settings: Settings, *, force: bool) -> Job:
 
     plain, beside = split(settings)
     template, task, out = (text_of(beside, key) for key in ("template", "task", "out"))
-    if beside.get("trust_remote_code"):
-        raise BadConfig("a model that brings its own code cannot be trained yet; leave trust_remote_code out")
     return Job(
         model=require(beside, "model", USAGE), data=require(beside, "data", USAGE),
         method=method_of(beside.get("method")),
@@ -81,6 +79,7 @@ def job_of(settings: Settings, *, force: bool) -> Job:
         template=_one_of("template", template or "auto", ("auto", "chat", "plain")),  # type: ignore[arg-type]
         task=task and _one_of("task", task, ("causal-lm", "classification")),  # type: ignore[arg-type]
         out=Path(out) if out else None, force=force, offline=bool(beside.get("offline")), command=COMMAND.get(),
+        trust_remote_code=bool(beside.get("trust_remote_code")),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
         "method": method_to_dict(adapter.method),
         "base": peft.base_name(model),
         "fingerprint": fingerprint(model, registry.anatomy),
-        "labels": _labels(model, adapter),
+        "labels": _labels(model, adapter, registry.anatomy),
     }
     if peft.can_write(adapter):
         config, tensors = peft.write(model, adapter)
@@ -114,9 +114,11 @@ def _method(own: Mapping[str, Any], folder: Path | str) -> Method:
     return method_from_dict(own["method"])
 
 
-def _labels(model: nn.Module, adapter: Adapter) -> list[str] | None:
+def _labels(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> list[str] | None:
+    """The classes of a task head that the adapter trains."""
     config = vars(model).get("config")
-    if config is None or not any(site.role == "head" for site in adapter.sites):
+    has_head = any(site.role == "head" for site in anatomy.sites)
+    if config is None or not has_head or not (adapter.unfrozen or any(s.role == "head" for s in adapter.sites)):
         return None
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 

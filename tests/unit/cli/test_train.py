@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,12 @@ def test_ctrl_c_exits_130_with_the_command_that_goes_on(
 
 def test_ctrl_c_and_sigterm_outside_of_steps(budwood: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        monkeypatch.setattr(doctor, "gather", lambda offline, signum=signum: signal.raise_signal(signum))
+
+        def stopped(offline: bool, signum: signal.Signals = signum) -> None:
+            os.kill(os.getpid(), signum)
+            time.sleep(30)  # the handler runs in here
+
+        monkeypatch.setattr(doctor, "gather", stopped)
         assert budwood("doctor").code == code
 
 

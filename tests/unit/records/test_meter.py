@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from itertools import count as numbers
 from pathlib import Path
 
@@ -74,13 +75,20 @@ def test_ending_what_did_not_begin() -> None:
         Meter().end_step(tokens=1, learned=1)
 
 
+def resident(mib: int) -> mmap.mmap:
+    """Pages of our own: an allocator may hand out what it kept from earlier tests."""
+    pages = mmap.mmap(-1, mib * MIB)
+    for start in range(0, len(pages), mmap.PAGESIZE):
+        pages[start] = 1
+    return pages
+
+
 def test_memory_is_counted_from_where_the_meter_was_made() -> None:
-    earlier = bytearray(96 * MIB)
-    del earlier
+    resident(96).close()
     meter = MemoryMeter()
-    held = bytearray(64 * MIB)
+    held = resident(64)
     memory = meter.read()
-    del held
+    held.close()
     assert memory.how.startswith(("VmHWM", "ru_maxrss"))
     assert memory.floor_bytes is not None and memory.high_water_bytes is not None
     assert memory.peak_bytes == memory.high_water_bytes - memory.floor_bytes
@@ -92,8 +100,7 @@ def test_memory_is_counted_from_where_the_meter_was_made() -> None:
 
 def test_a_second_meter_does_not_take_the_peak_from_the_first() -> None:
     first = MemoryMeter()
-    held = bytearray(64 * MIB)
-    del held
+    resident(64).close()
     before = first.read()
     second = MemoryMeter()
     assert first.read().peak_bytes >= before.peak_bytes - MIB
