@@ -21,7 +21,7 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS} | {
     "lora-dora": LoRA(targets=("attn.o?", "attn.qkv?", "mlp.down?", "mixer.out?"), dora=True, rank=4),
     "lora-qv": LoRA(targets=QV),
     "lora-pissa": LoRA(init="pissa", rank=3, targets=QV),
-    "lora-gaussian": LoRA(init="gaussian", targets=QV, ranks={"attn.q": 2, "cross.*": 3}, alphas={"attn.v": 5.0}),
+    "lora-gaussian": LoRA(init="gaussian", targets=QV, ranks={"attn.q": 2, "cross.*?": 3}, alphas={"attn.v": 5.0}),
     "lora-bias": LoRA(targets=("mlp.down?", "attn.o?", "mixer.out?"), bias=True),
     "lora-embed": LoRA(targets=("embed",)),
     "lora-fused": LoRA(targets=("attn.qkv",)),

@@ -12,10 +12,12 @@ from families import FAMILIES
 FUSED = {"phi3", "gpt2", "gpt2-classify", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "codegen", "modernbert"}
 NO_BIAS = {
     "llama", "llama-classify", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "mixtral", "olmo2", "granite",
-    "cohere", "mpt", "t5", "flan-t5", "qwen3_moe", "deepseek_v2",
+    "cohere", "mpt", "mamba", "jamba", "t5", "flan-t5", "qwen3_moe", "deepseek_v2",
 }  # fmt: skip
 NO_QKV = {"mamba", "rwkv", "deepseek_v2"}
 """Without plain query, key and value projections: a mixer, or latent attention."""
+SCALED_EMBEDDING = {"gemma", "gemma2", "gemma3", "bart", "mbart"}
+"""Whose token embedding multiplies what it looks up."""
 NO_MLP_LINEAR = {"mixtral"}
 """Every feed-forward layer is experts in one tensor."""
 
@@ -24,6 +26,7 @@ def expected(family: str) -> set[str]:
     refused = {"lora-fused"} if family not in FUSED else set()
     refused |= {"bitfit"} if family in NO_BIAS else set()
     refused |= {"lora-qv", "lora-pissa", "lora-gaussian", "ia3"} if family in NO_QKV else set()
+    refused |= {"lora-embed"} if family in SCALED_EMBEDDING else set()
     return refused | ({"ia3"} if family in NO_MLP_LINEAR else set())
 
 
@@ -39,5 +42,5 @@ def test_refusals(family: str) -> None:
         else:
             core.detach(model, "a")
     for reason in refused.values():
-        assert "roles in this model" in reason or "use part=norms" in reason
+        assert "roles in this model" in reason or "use part=norms" in reason or "leave it out" in reason
     assert set(refused) == expected(family)

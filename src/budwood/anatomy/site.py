@@ -70,6 +70,12 @@ class Site:
     chosen: tuple[str, ...] = ()
     """The roles of the parts a selection asked for; empty means the whole site."""
 
+    def matches(self, key: str) -> bool:
+        """True for a role pattern, or a module's name, that means this site (with a ? at the end or not)."""
+        key = key.removesuffix("?")
+        roles = (self.role, *self.chosen)
+        return any(fnmatchcase(r, key) for r in roles) or self.path == key or self.path.endswith(f".{key}")
+
     @property
     def is_linear(self) -> bool:
         """True where the site computes `x W^T + b`."""

@@ -15,7 +15,7 @@ from budwood.anatomy import Anatomy, Site, discover
 from budwood.core.checkpointing import unwatch, watch
 from budwood.core.delta import Delta, Deltas, deltas_of, install, listen, uninstall
 from budwood.core.method import Method
-from budwood.core.plan import Plan, names
+from budwood.core.plan import Plan, names, without
 from budwood.core.registry import (
     Adapter,
     Registry,
@@ -66,18 +66,21 @@ def attach(model: nn.Module, method: Method, *, name: str, anatomy: Anatomy | No
 
 
 def detach(model: nn.Module, name: str) -> None:
-    """Take an adapter off. The base is bit for bit what it was, and after the last one no hook is left behind."""
+    """Take an adapter off. The base is bit for bit what it was, and after the last one no hook is left behind.
+
+    Where the plan in force names it, what is left of the plan stays in force.
+    """
     _detach(root_of(model), name, restore=True)
 
 
-def activate(model: nn.Module, plan: Plan, *, trainable: Sequence[str] | None = None) -> None:
+def activate(model: nn.Module, plan: Plan, *, trainable: Sequence[str] | str | None = None) -> None:
     """Put a plan in force and make its adapters' parameters, and no others, require gradients.
 
     trainable: train only these adapters, as the upper one of Stack(("language", "task")); all of the plan by default.
     """
     model = root_of(model)
     registry = _check_plan(model, plan)
-    chosen = set(names(plan) if trainable is None else trainable)
+    chosen = set(names(plan) if trainable is None else (trainable,) if isinstance(trainable, str) else trainable)
     for name in chosen:
         adapter_of(model, name)
     for parameter in model.parameters():
@@ -90,13 +93,18 @@ def activate(model: nn.Module, plan: Plan, *, trainable: Sequence[str] | None = 
 
 @contextmanager
 def using(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """Run under another plan for a while; None is the base model. What is trainable does not change."""
-    switch = _check_plan(root_of(model), plan).switch
-    before, switch.plan = switch.plan, plan
+    """Run under another plan for a while; None is the base model. What is trainable does not change.
+
+    The plan belongs to the model: threads that share a model share it.
+    """
+    registry = _check_plan(root_of(model), plan)
+    before, registry.switch.plan = registry.switch.plan, plan
     try:
         yield
     finally:
-        switch.plan = before
+        for gone in set(names(before)) - registry.adapters.keys():
+            before = without(before, gone)
+        registry.switch.plan = before
 
 
 def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
@@ -194,9 +202,19 @@ def _check(model: nn.Module, method: Method, name: str) -> None:
         raise WrongOrder(
             "the model is already sharded (it holds DTensors), so an adapter would not be; attach, then shard"
         )
-    if not _NAME.fullmatch(name):
+    if any("_hf_hook" in vars(m) and any(p.is_meta for p in m.parameters(recurse=False)) for m in model.modules()):
+        raise WrongOrder(
+            "parts of the model are offloaded, so an adapter would have no device; load it without offloading"
+        )
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadConfig(f"adapter name {name!r}: use letters, digits, - and _ (it names a folder and a child module)")
     registry = registry_of(model)
+    for path, module in model.named_modules():
+        if isinstance(module, Deltas) and (registry is None or module.switch is not registry.switch):
+            raise WrongOrder(
+                f"{path.removesuffix('.deltas')} has an adapter that was attached to a part of this model; "
+                "detach it there, or attach to that part again"
+            )
     if registry and name in registry.adapters:
         raise BadConfig(f"an adapter called {name!r} is attached already; detach it first or choose another name")
 
@@ -308,12 +326,11 @@ def _detach(model: nn.Module, name: str, *, restore: bool) -> None:
         own = dict(model.named_parameters())
         with torch.no_grad():
             for key in adapter.unfrozen:
-                own[key].data = registry.snapshot[key]
+                own[key].data = registry.snapshot[key].to(own[key].device)
     for key in adapter.unfrozen:
         del registry.snapshot[key]
     del registry.adapters[name]
-    if name in names(registry.switch.plan):
-        registry.switch.plan = None
+    registry.switch.plan = without(registry.switch.plan, name)
     if not registry.adapters:
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(key in registry.was_trainable)

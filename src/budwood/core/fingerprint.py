@@ -17,9 +17,10 @@ _SAME_DTYPE, _OTHER_DTYPE = 1e-5, 0.005
 
 
 def fingerprint(model: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
-    """Shapes and evenly spaced values of the embedding and of the first and last linear of every stack.
+    """Shapes and evenly spaced values of the embedding, the pooler, and the first and last linear of every stack.
 
-    Heads are left out: they are new for every task. Values are float32; tensors without plain floats (quantised, meta)
+    Heads are left out: they are new for every task. A pooler may be new as well, and then differs from
+    load to load. Values are float32; tensors without plain floats (quantised, meta)
     give shapes only.
     """
     state = base_state_dict(model)
@@ -51,6 +52,7 @@ def check_fingerprint(model: nn.Module, anatomy: Anatomy, expected: dict[str, An
 def _chosen(anatomy: Anatomy) -> list[str]:
     linears = [s for s in anatomy.sites if s.is_linear and s.layer is not None]
     chosen = [s.path for s in anatomy.sites if s.role == "embed"][:1]
+    chosen += [s.path for s in anatomy.sites if s.role == "pooler" and s.is_linear]
     for stack in dict.fromkeys(s.stack for s in linears):
         inside = [s.path for s in linears if s.stack == stack]
         chosen += [inside[0], inside[-1]]

@@ -43,6 +43,13 @@ class Method:
     trained: tuple[str, ...] | None = None
     """Modules trained in full beside it, as a copy of its own (targets as above); by default the task head, if any."""
 
+    def __post_init__(self) -> None:
+        """Every field as its type; other spellings are accepted as in files. Raises BadConfig."""
+        for field, kind in field_types(type(self)).items():
+            object.__setattr__(self, field, coerce(f"{self.name}.{field}", kind, getattr(self, field)))
+        if self.layers == ():
+            object.__setattr__(self, "layers", None)
+
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
         """The sites this method acts at. Raises NoSuchSite where a target matches nothing."""
         return anatomy.select(*self.targets, layers=self.layers)
@@ -83,7 +90,7 @@ class Method:
                 raise BadConfig(f"{cls.name} has no field {key!r}; {did_you_mean(key, [*hints, *cls.aliases])}")
             if field in values:
                 raise BadConfig(f"{cls.name}: {field!r} is given twice (as {key!r} too); keep one")
-            values[field] = coerce(f"{cls.name}.{field}", hints[field], value)
+            values[field] = value
         return cls(**values)
 
 

@@ -83,6 +83,26 @@ def names(plan: Plan) -> Iterator[str]:
             raise BadConfig(f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, or None for the base")
 
 
+def without(plan: Plan, name: str) -> Plan:
+    """The plan when an adapter is gone: what is left of a composition, None where nothing is."""
+    match plan:
+        case str():
+            return None if plan == name else plan
+        case Route():
+            parts = tuple(without(part, name) for part in plan.parts)
+            return None if all(part is None for part in parts) else Route(parts, plan.rows)
+        case Stack() | Sum():
+            kept = [(i, left) for i, part in enumerate(plan.parts) if (left := without(part, name)) is not None]
+            if not kept:
+                return None
+            parts = tuple(left for _, left in kept)
+            if isinstance(plan, Stack):
+                return Stack(parts)
+            return Sum(parts, plan.weights and tuple(plan.weights[i] for i, _ in kept))
+        case _:
+            return None
+
+
 def run(plan: Plan, step: Step, y: Tensor) -> Tensor:
     """What the plan makes of `y` at one site: [*, d] in, [*, d] out."""
     match plan:
@@ -106,7 +126,7 @@ def _route(plan: Route, step: Step, y: Tensor) -> Tensor:
     if y.shape[0] % rows.shape[0]:
         raise BadConfig(
             f"Route has {rows.shape[0]} rows and this batch {y.shape[0]}; give one row per row of the batch "
-            "(a mixture-of-experts layer that reorders tokens cannot be routed)"
+            "(experts that reorder tokens and relative positions have no batch to route: leave them out of targets)"
         )
     rows = rows.repeat_interleave(y.shape[0] // rows.shape[0])  # [batch] or [batch * tokens]
     rows = rows.reshape(-1, *(1,) * (y.dim() - 1))

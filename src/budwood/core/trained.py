@@ -20,10 +20,11 @@ class Trained(Delta):
     def __init__(self, site: Site, base: nn.Module) -> None:
         super().__init__()
         weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
-        if site.kind not in ("linear", "conv1d", "embedding") or weight is None:
+        plain = type(base) is nn.Embedding if site.kind == "embedding" else site.is_linear
+        if not plain or weight is None:
             raise NoSuchSite(
-                f"{site.path} is a {type(base).__name__}; only linears and embeddings can be trained in full beside a "
-                "method (norms: method selective:part=norms)"
+                f"{site.path} is a {type(base).__name__}; only linears and plain embeddings can be trained in full "
+                "beside a method (norms: method selective:part=norms)"
             )
         self.kind = site.kind
         self.padding_idx = base.padding_idx if isinstance(base, nn.Embedding) else None

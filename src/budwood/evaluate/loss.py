@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from budwood.data import IGNORE, Batch
-from budwood.errors import BadConfig, BadData
+from budwood.errors import BadConfig, BadData, Diverged
 from budwood.evaluate import metrics
 from budwood.evaluate.head import Captured, Head, head_of, without_cache
 from budwood.evaluate.intervals import Integers
@@ -97,7 +97,18 @@ def evaluate_loss(
     if not found or not any(int(sums[1].sum()) for sums in found):
         raise BadData("nothing in these batches is labelled, so there is no loss; give rows with answers or labels")
     total, tokens, correct = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
+    broken = [row for row, loss in zip(rows, total, strict=True) if not np.isfinite(loss)]
+    if broken:
+        raise Diverged(_broken(model, broken))
     return LossReport(rows=np.array(rows, np.int64), losses=total, tokens=tokens, correct=correct, route=losses.route)
+
+
+def _broken(model: Any, rows: list[int]) -> str:
+    """Where a loss that is no finite number comes from."""
+    weights = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+    if weights:
+        return f"{weights[0]} holds NaN or infinity ({len(weights)} tensors in all); load an undamaged copy of the model"
+    return f"the loss of row {rows[0]} is not a finite number ({len(rows)} rows in all); use precision: exact"
 
 
 class _Losses:

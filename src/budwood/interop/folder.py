@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, discover
-from budwood.core import Adapter, Method, attach, detach, named_parameters
+from budwood.core import Adapter, Method, attach, delta_at, detach, named_parameters
 from budwood.core.fingerprint import check_fingerprint, fingerprint
 from budwood.core.registry import adapter_of, registry_of, root_of
 from budwood.core.store import Folder, read_config, read_folder, write_folder
+from budwood.core.trained import Trained
 from budwood.errors import BadCheckpoint
 from budwood.interop import peft
 from budwood.methods import method_from_dict, method_to_dict
@@ -44,7 +46,8 @@ def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
         "version": _VERSION,
         "method": method_to_dict(adapter.method),
         "base": peft.base_name(model),
-        "fingerprint": fingerprint(model, registry.anatomy),
+        "fingerprint": _fingerprint(model, adapter, registry.anatomy),
+        "trained": [site.path for site in adapter.sites if isinstance(delta_at(model, site, name), Trained)],
         "labels": _labels(model, adapter, registry.anatomy),
     }
     if peft.can_write(adapter):
@@ -69,15 +72,18 @@ def load(model: nn.Module, folder: Path | str, *, name: str, anatomy: Anatomy | 
     anatomy = anatomy or (registry.anatomy if registry else discover(root))
     made_for = str(stored.own.get("base") or stored.config.get("base_model_name_or_path") or "another model")
     check_fingerprint(root, anatomy, stored.own.get("fingerprint", {}), made_for=made_for)
-    method, tensors = _understand(stored, anatomy, folder)
+    method, tensors = _understand(root, stored, anatomy, folder)
     before = None if registry is None else registry.switch.plan
+    trainable = [parameter for parameter in root.parameters() if parameter.requires_grad]
     adapter = attach(model, method, name=name, anatomy=anatomy)
     try:
         _copy_into(_own_state(root, adapter), tensors, folder)
-    except BadCheckpoint:
+    except BaseException:
         detach(root, name)
         if registry is not None and registry.adapters:
             registry.switch.plan = before
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         raise
     return adapter
 
@@ -91,27 +97,62 @@ def describe(folder: Path | str) -> Description:
     return Description(base, method, tuple(labels) if labels else None, str(config.get("peft_type", "unknown")))
 
 
-def _understand(stored: Folder, anatomy: Anatomy, folder: Path | str) -> tuple[Method, dict[str, Tensor]]:
+def _understand(
+    model: nn.Module, stored: Folder, anatomy: Anatomy, folder: Path | str
+) -> tuple[Method, dict[str, Tensor]]:
     kind = str(stored.config.get("peft_type"))
     if peft.knows(stored.config):
-        read = peft.read(stored.config, stored.tensors, anatomy)
+        try:
+            read = peft.read(stored.config, stored.tensors, anatomy)
+        except (TypeError, ValueError, AttributeError, KeyError, re.error) as error:
+            raise BadCheckpoint(
+                f"{folder}: a field of the configuration is malformed ({error}); train it again"
+            ) from error
+        _check_repeated(model, read.base, folder)
         if stored.own.get("tensors") != "peft":
             return read.method, read.tensors
-        method = _method(stored.own, folder)
+        method = _for_this_head(_method(stored.own, folder), stored.own, anatomy)
         return method, peft.split(method, read.tensors, anatomy)
     if kind.startswith("BUDWOOD_") and stored.own:
-        return _method(stored.own, folder), stored.tensors
+        return _for_this_head(_method(stored.own, folder), stored.own, anatomy), stored.tensors
     raise BadCheckpoint(
         f"{folder} holds an adapter of type {kind}, which cannot be read here; LORA, IA3 and our own can"
     )
 
 
+def _check_repeated(model: nn.Module, repeated: Mapping[str, Tensor], folder: Path | str) -> None:
+    """Base weights that a folder repeats have to be this model's."""
+    for name, tensor in repeated.items():
+        own = model.get_parameter(name)
+        if own.shape != tensor.shape or not torch.allclose(
+            own.float(), tensor.to(own.device).float(), rtol=1e-2, atol=1e-3
+        ):
+            raise BadCheckpoint(
+                f"wrong base: {folder} was trained with another {name} (as after adding tokens); "
+                "put that into the base first"
+            )
+
+
+def _for_this_head(method: Method, own: Mapping[str, Any], anatomy: Anatomy) -> Method:
+    """The method with the heads that were saved, where this model's own would be others."""
+    saved = own.get("trained")
+    if method.trained is not None or not isinstance(saved, list):
+        return method
+    return method if [s.path for s in method.trained_sites(anatomy)] == saved else replace(method, trained=tuple(saved))
+
+
 def _method(own: Mapping[str, Any], folder: Path | str) -> Method:
-    if own.get("version") != _VERSION:
+    if "method" not in own or own.get("version") != _VERSION:
         raise BadCheckpoint(
             f"{folder} is of format {own.get('version')}; this version reads {_VERSION}: update budwood"
         )
     return method_from_dict(own["method"])
+
+
+def _fingerprint(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> dict[str, Any]:
+    """Of the base without what the adapter brings itself."""
+    own = {f"{site.path}.weight" for site in adapter.sites if isinstance(delta_at(model, site, adapter.name), Trained)}
+    return {name: sample for name, sample in fingerprint(model, anatomy).items() if name not in own}
 
 
 def _labels(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> list[str] | None:

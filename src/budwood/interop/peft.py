@@ -56,6 +56,8 @@ class Read:
 
     method: Method
     tensors: dict[str, Tensor]
+    base: dict[str, Tensor]
+    """Weights of the base that the folder repeats, as adapted embeddings, by name: they have to be the model's."""
 
 
 def knows(config: Mapping[str, Any]) -> bool:
@@ -74,12 +76,15 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], anatomy: Anat
     parse = _LORA_KEY if config["peft_type"] == "LORA" else _IA3_KEY
     by_path: dict[str, dict[str, Tensor]] = {}
     trained: dict[str, Tensor] = {}
+    repeated: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         plain = key.removeprefix(_PREFIX)
         if match := parse.fullmatch(plain):
             letter = _LORA_KEYS[match[2] + match[3]] if parse is _LORA_KEY else "l"
             by_path.setdefault(match[1], {})[letter] = tensor
-        elif not plain.endswith(".base_layer.weight"):  # PEFT's copy of an adapted embedding: the base's own
+        elif plain.endswith(".base_layer.weight"):
+            repeated[plain.replace(".base_layer.", ".")] = tensor
+        else:
             trained[re.sub(r"\.modules_to_save(\.default)?\.", ".", plain)] = tensor
     ours = {f"{path}.{letter}": t for path, letters in by_path.items() for letter, t in letters.items()}
     for key in (*by_path, *(name.rpartition(".")[0] for name in trained)):
@@ -87,7 +92,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], anatomy: Anat
     make = _lora if config["peft_type"] == "LORA" else _ia3
     method = make(config, by_path, tuple(_summary(config.get("target_modules"), by_path, anatomy)))
     heads = tuple(dict.fromkeys(name.rpartition(".")[0] for name in trained))
-    return Read(replace(method, trained=heads), {**_flat(ours), **trained})
+    return Read(replace(method, trained=heads), {**_flat(ours), **trained}, repeated)
 
 
 def _refuse(config: Mapping[str, Any]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from budwood.core import Method
+from budwood.core.method import field_types
 from budwood.errors import BadConfig, did_you_mean
 from budwood.methods.full import Full as Full
 from budwood.methods.ia3 import IA3 as IA3
@@ -38,11 +39,20 @@ def parse_method(text: str) -> Method:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
-            raise BadConfig(f"method {text!r}: {item!r} is not field=value; write {name}:field=value,field=value")
+            raise BadConfig(f"method {text!r}: {item!r} is not field=value; write {name}:{_field_for(name, item)}")
         if key.strip() in fields:
             raise BadConfig(f"method {text!r}: {key.strip()!r} is given twice")
         fields[key.strip()] = value.strip()
     return build_method(name, fields)
+
+
+def _field_for(name: str, value: str) -> str:
+    """How to write a value that came without its field."""
+    if name in _BY_NAME:
+        for field, kind in field_types(_BY_NAME[name]).items():
+            if value in get_args(kind):
+                return f"{field}={value}"
+    return "field=value,field=value"
 
 
 def method_from_dict(data: Mapping[str, Any] | str) -> Method:

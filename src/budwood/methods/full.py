@@ -24,6 +24,7 @@ class Full(Method):
     learning_rate = 5e-5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.targets or self.layers or self.trained:
             raise BadConfig(
                 "full trains every parameter; for some of them use selective, as selective:part=last-layers"

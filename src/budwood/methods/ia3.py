@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from budwood.anatomy import Site
+from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, Method
 from budwood.core.weights import rows_of, stored_as, weight_of
 from budwood.errors import NoSuchSite
@@ -35,8 +34,16 @@ class IA3(Method):
 
     targets: tuple[str, ...] = ("attn.k", "attn.v", "cross.k?", "cross.v?", "mlp.down")
     """Where it acts: roles, or names of modules; a ? at the end means: where there is one."""
-    feedforward: tuple[str, ...] = ("mlp.*",)
+    feedforward: tuple[str, ...] = ("mlp.*?",)
     """Which of the targets are scaled at their input instead of their output."""
+
+    def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
+        """As for any method; every name in `feedforward` has to match one of them."""
+        sites = super().sites(model, anatomy)
+        for key in self.feedforward:
+            if not key.endswith("?") and not any(site.matches(key) for site in sites):
+                raise NoSuchSite(f"ia3: feedforward names {key!r}, which is none of the targets")
+        return sites
 
     def build(self, site: Site, base: nn.Module) -> Delta:
         """A vector for one linear."""
@@ -46,9 +53,7 @@ class IA3(Method):
 
     def scales_input(self, site: Site) -> bool:
         """True where the vector scales what the site reads."""
-        return any(
-            fnmatchcase(site.role, key) or site.path == key or site.path.endswith(f".{key}") for key in self.feedforward
-        )
+        return any(site.matches(key) for key in self.feedforward)
 
 
 class IA3Output(Delta):

@@ -18,14 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budwood.anatomy import Site
+from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, Method
 from budwood.core.weights import rows_of, stored_as, weight_of
 from budwood.errors import BadConfig, CannotFold, NoSuchSite
@@ -70,6 +69,7 @@ class LoRA(Method):
     """Alphas of their own by role or module name."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for what, rank in {"rank": self.rank, **{f"ranks[{k}]": v for k, v in self.ranks.items()}}.items():
             if rank < 1:
                 raise BadConfig(f"lora: {what} is {rank}; it must be at least 1")
@@ -78,20 +78,32 @@ class LoRA(Method):
         if self.dora and self.init == "pissa":
             raise BadConfig("lora: dora and init=pissa change the same weight in two ways; choose one")
 
+    def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
+        """As for any method; every key of `ranks` and `alphas` has to match one of them."""
+        sites = super().sites(model, anatomy)
+        for key in (*self.ranks, *self.alphas):
+            if not key.endswith("?") and not any(site.matches(key) for site in sites):
+                raise NoSuchSite(f"lora: ranks or alphas name {key!r}, which is none of the targets; {roles_of(sites)}")
+        return sites
+
     def rank_at(self, site: Site) -> int:
         """The rank used at a site."""
-        return next((v for k, v in self.ranks.items() if _matches(k, site)), self.rank)
+        return next((v for k, v in self.ranks.items() if site.matches(k)), self.rank)
 
     def scale_at(self, site: Site) -> float:
         """The scale s used at a site."""
         rank, alpha = (
             self.rank_at(site),
-            next((v for k, v in self.alphas.items() if _matches(k, site)), self.alpha),
+            next((v for k, v in self.alphas.items() if site.matches(k)), self.alpha),
         )
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def build(self, site: Site, base: nn.Module) -> Delta:
         """A delta for a linear, some parts of a fused one, or an embedding."""
+        if site.kind == "embedding" and type(base) is not nn.Embedding:
+            raise NoSuchSite(
+                f"lora: {site.path} is a {type(base).__name__}, which does more than look up rows; leave it out"
+            )
         if site.kind == "embedding":
             if self.dora or self.bias or self.init == "pissa":
                 raise BadConfig(
@@ -278,6 +290,6 @@ def start(A: Tensor, B: Tensor, method: LoRA, weight: Tensor, scale: float) -> N
             B.copy_(U[:, :rank] * root)
 
 
-def _matches(key: str, site: Site) -> bool:
-    roles = (site.role, *site.chosen)
-    return any(fnmatchcase(r, key) for r in roles) or site.path == key or site.path.endswith(f".{key}")
+def roles_of(sites: tuple[Site, ...]) -> str:
+    """The end of a message: which roles there are among some sites."""
+    return f"these act at: {', '.join(dict.fromkeys(role for s in sites for role in (s.chosen or (s.role,))))}"

@@ -38,6 +38,7 @@ class Selective(Method):
     """How many of the last blocks `last-layers` trains."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.targets:
             raise BadConfig("selective has no targets; choose part=norms, bitfit, last-layers or head")
         if self.last < 1:
@@ -65,6 +66,7 @@ class Selective(Method):
             for site in anatomy.sites
             if site.kind in ("linear", "conv1d", "norm")
             and site.role not in ("head", "head.lm")
+            and site.path not in anatomy.uncalled
             and (self.layers is None or site.layer in self.layers)
             and model.get_submodule(site.path)._parameters.get("bias") is not None
         )

@@ -54,6 +54,7 @@ def test_as_typed(text: str, expected: object) -> None:
         ("lore", "no method is called 'lore'; did you mean 'lora'"),
         ("lora:rnk=4", "lora has no field 'rnk'; did you mean 'rank'"),
         ("lora:rank", "is not field=value"),
+        ("selective:bitfit", "write selective:part=bitfit"),
         ("lora:rank=four", "lora.rank is 'four'; it must be a whole number"),
         ("lora:rank=1.5", "whole number"),
         ("lora:rank=0", "at least 1"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from budwood.core import attach, using
 from budwood.data import IGNORE, Batch, Example, collate
-from budwood.errors import BadConfig, BadData
+from budwood.errors import BadConfig, BadData, Diverged
 from budwood.evaluate import LossReport, evaluate_loss
 from budwood.evaluate.head import head_of
 from budwood.methods import LoRA
@@ -317,3 +317,11 @@ def test_nothing_labelled() -> None:
 def test_encoder_decoders_are_refused_by_name() -> None:
     with pytest.raises(BadConfig, match="T5ForConditionalGeneration is an encoder-decoder"):
         evaluate_loss(FAMILIES["t5"].build(), batches())
+
+
+def test_damaged_weights_are_named() -> None:
+    model = FAMILIES["llama"].build()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(Diverged, match=r"layers\.0\.mlp\.up_proj\.weight holds NaN"):
+        evaluate_loss(model, batches())
