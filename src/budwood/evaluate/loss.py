@@ -107,7 +107,7 @@ def _broken(model: Any, rows: list[int]) -> str:
     """Where a loss that is no finite number comes from."""
     weights = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
     if weights:
-        return f"{weights[0]} holds NaN or infinity ({len(weights)} tensors in all); load an undamaged copy of the model"
+        return f"{weights[0]} holds NaN or infinity ({len(weights)} tensors in all); load an undamaged copy"
     return f"the loss of row {rows[0]} is not a finite number ({len(rows)} rows in all); use precision: exact"
 
 
