@@ -237,9 +237,39 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(llama: Path, faq: Path
 def test_resuming_with_other_data_is_refused(llama: Path, faq: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         go(llama, faq, tmp_path / "run", observer=StopAt(2))
-    faq.write_text(faq.read_text().replace("w7 .", "w8 ."))
+    before = (tmp_path / "run" / "run.json").read_text()
+    was = faq.read_text()
+    faq.write_text(was.replace("w7 .", "w8 ."))
     with pytest.raises(BadConfig, match="data was .* now"):
         resume(tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    faq.write_text(was)
+    (tmp_path / "run" / "state" / "state.json").write_text("{}")
+    with pytest.raises(BadCheckpoint, match="version None"):
+        resume(tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+class ResumeAt(Silent):
+    """Resumes the run while it is still going, after its first save."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.refusals = folder, 0
+
+    def step(self, point: StepPoint) -> None:
+        if (self.folder / "state" / "state.json").exists():
+            before = (self.folder / "run.json").read_text()
+            with pytest.raises(WrongOrder, match=f"still being trained by process {os.getpid()} .* then resume"):
+                resume(self.folder)
+            assert (self.folder / "run.json").read_text() == before
+            self.refusals += 1
+
+
+def test_resuming_a_run_that_is_still_going_is_refused(llama: Path, faq: Path, tmp_path: Path) -> None:
+    second = ResumeAt(tmp_path / "run")
+    run = go(llama, faq, tmp_path / "run", observer=second, save_every=1e-9)
+    assert second.refusals > 0
+    assert run.manifest.status == "finished"
 
 
 def test_resuming_what_was_never_saved_is_refused(llama: Path, faq: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from budwood.evaluate.task import EvaluationResult
 from budwood.interop import load
 from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
-from budwood.train.checkpoint import has_state, load_state
+from budwood.train.checkpoint import Standing, has_state, load_state
 from budwood.train.config import TrainConfig
 from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
 from budwood.train.interrupt import Interrupted
@@ -170,10 +170,16 @@ def resume(
     folder = run.folder if isinstance(run, Run) else RunFolder.open(run, root=root)
     if not has_state(folder.state):
         raise BadCheckpoint(f"{folder.path} has no saved state to go on from; start it again with budwood train")
-    job = Job.from_dict(folder.config())
     manifest = folder.manifest()
     if manifest.status == "finished":
         raise WrongOrder(f"{folder.path} is finished, there is nothing to go on with; start a new run with more budget")
+    if manifest.status == "running":
+        place = manifest.process or {}
+        raise WrongOrder(
+            f"{folder.path} is still being trained by process {place.get('pid')} on {place.get('host')}; "
+            "wait for it or stop it, then resume"
+        )
+    job = Job.from_dict(folder.config())
     job = replace(
         job,
         model=job.model if model is None else model,
@@ -200,11 +206,12 @@ class _Before:
 
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
-    with _status(folder):
+    with _status(folder, is_claimed=not is_resumed) as status:
         judge = Judge(started.job, started.material, started.prepared)
         before = _examine_base(judge)
         ledger = Ledger(started.prepared, started.objective, started.feed, after=started.job.config.proof_steps)
-        fitted = _train(started, folder, judge, before, ledger, observer, is_resumed=is_resumed)
+        standing = _take_up(started, status, observer) if is_resumed else started.beginning
+        fitted = _train(started, folder, judge, before, ledger, observer, standing)
         memory = started.memory()
         movement = ledger.finish(fitted.standing.step)
         observer.note(str(movement))
@@ -241,6 +248,15 @@ def _examine_base(judge: Judge) -> _Before:
         )
 
 
+def _take_up(started: Started, status: _Status, observer: Recorder) -> Standing:
+    """Where the saved state stands; the run is claimed once that state was found to fit."""
+    standing = load_state(status.folder.state, started.prepared, identity=started.material.identity)
+    status.claim(standing.step)
+    observer.taken = standing.step
+    observer.note(f"going on after step {standing.step}")
+    return standing
+
+
 def _train(
     started: Started,
     folder: RunFolder,
@@ -248,21 +264,14 @@ def _train(
     before: _Before,
     ledger: Ledger,
     observer: Recorder,
-    *,
-    is_resumed: bool,
+    standing: Standing | None,
 ) -> Fitted:
-    """The loop, from the beginning or from the saved state."""
+    """The loop, from the beginning (None) or from where a resumed run stands."""
     saving = Saving(
         folder=folder.state,
         identity=started.material.identity,
         resume_command=f"budwood train --resume {folder.path}",
     )
-    standing = started.beginning
-    if is_resumed:
-        standing = load_state(folder.state, started.prepared, identity=saving.identity)
-        folder.resume(step=standing.step)
-        observer.taken = standing.step
-        observer.note(f"going on after step {standing.step}")
 
     def validate() -> Sequence[Score]:
         for row, base, now in zip(before.asked[:1], before.answers, judge.answers(before.asked[:1]), strict=False):
@@ -297,16 +306,40 @@ def _examine_trained(
     return quality(after, before.scores)
 
 
+@dataclass
+class _Status:
+    """Who may say how the run stands: a resumed run is ours only once its state was found to fit."""
+
+    folder: RunFolder
+    is_claimed: bool
+
+    def claim(self, step: int) -> None:
+        """Take the run up again. Raises WrongOrder if another process did meanwhile."""
+        self.folder.resume(step=step)
+        self.is_claimed = True
+
+    def interrupt(self, reason: str) -> None:
+        """Note that it was stopped, if it is ours."""
+        if self.is_claimed:
+            self.folder.interrupt(reason)
+
+    def fail(self, error: str) -> None:
+        """Note what went wrong, if it is ours."""
+        if self.is_claimed:
+            self.folder.fail(error)
+
+
 @contextmanager
-def _status(folder: RunFolder) -> Iterator[None]:
-    """Finished, interrupted or failed: whatever happens inside is written to run.json."""
+def _status(folder: RunFolder, *, is_claimed: bool) -> Iterator[_Status]:
+    """Finished, interrupted or failed: whatever happens inside to a claimed run is written to run.json."""
+    status = _Status(folder, is_claimed)
     try:
-        yield
+        yield status
     except Interrupted as stop:
-        folder.interrupt(str(stop))
+        status.interrupt(str(stop))
         raise
     except KeyboardInterrupt as stop:
-        folder.interrupt("stopped outside of training steps")
+        status.interrupt("stopped outside of training steps")
         if not has_state(folder.state):
             raise
         signum = int(vars(stop).get("exit_code", 130)) - 128
@@ -314,10 +347,10 @@ def _status(folder: RunFolder) -> Iterator[None]:
         step = int(json.loads((folder.state / "state.json").read_text(encoding="utf-8"))["step"])
         raise Interrupted(signum=signum, step=step, state=folder.state, resume_command=command) from stop
     except BudwoodError as error:
-        folder.fail(str(error))
+        status.fail(str(error))
         raise
     except BaseException as error:
-        folder.fail(f"{type(error).__name__}: {error}")
+        status.fail(f"{type(error).__name__}: {error}")
         raise
     folder.finish()
 
