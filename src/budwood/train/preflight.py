@@ -138,6 +138,10 @@ def data_facts(corpus: Corpus, train: Encoded, held_out: int, tokenizer: PreTrai
             else "give each row an assistant message, a completion, or text"
         )
         raise BadData(f"{corpus.origin}: {report.rows_empty} of {report.rows} rows have nothing left to learn; {mend}")
+    findings = check(corpus)
+    for finding in findings:
+        if finding.kind == "empty-answers" and finding.rows > MOST_LOST * report.rows:
+            raise BadData(f"{corpus.origin}: {finding.message}")
     return DataFacts(
         described=corpus.describe(),
         rows=report.rows,
@@ -149,7 +153,7 @@ def data_facts(corpus: Corpus, train: Encoded, held_out: int, tokenizer: PreTrai
         max_length=report.max_length,
         longest=report.longest,
         held_out=held_out,
-        findings=check(corpus),
+        findings=findings,
         shown=preview(_typical(train), tokenizer, labels=corpus.labels),
     )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,12 @@ def test_mostly_nothing_to_learn_is_refused_with_the_length_that_works(tmp_path:
     with pytest.raises(BadData, match=r"of 3\d rows have nothing left to learn; max_length: \d+ keeps") as refused:
         facts(tmp_path, "".join([*short, *long]), max_length=12)
     assert refused.value.exit_code == 3
+
+
+def test_answers_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"w{number} w2", "completion": ""}) + "\n" for number in range(20)]
+    with pytest.raises(BadData, match="have no answer to learn"):
+        facts(tmp_path, "".join(lines))
 
 
 def test_lines_say_what_matters(tmp_path: Path) -> None:
