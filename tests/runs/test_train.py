@@ -250,6 +250,22 @@ def test_resuming_with_other_data_is_refused(llama: Path, faq: Path, tmp_path: P
     assert (tmp_path / "run" / "run.json").read_text() == before
 
 
+def test_a_run_of_relative_paths_is_used_from_another_folder(
+    llama: Path, faq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(llama)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted) as stopped:
+        go("model", "./faq.jsonl", Path("run"), observer=StopAt(2))
+    assert stopped.value.resume_command == f"budwood train --resume {tmp_path / 'run'}"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = resume(tmp_path / "run")
+    for said in (run.folder.config(), vars(run.manifest)):
+        assert (said["model"], said["data"]) == (str(tmp_path / "model"), str(faq))
+    assert set(adapters(run.load()[0])) == {"default"}
+
+
 class ResumeAt(Silent):
     """Resumes the run while it is still going, after its first save."""
 

@@ -54,6 +54,12 @@ class Job:
     command: tuple[str, ...] = ()
     """What was typed, for the record."""
 
+    def __post_init__(self) -> None:
+        """A file or folder is known by its absolute path from here on: the run is used from other folders, too."""
+        for name, value in (("model", self.model), ("data", self.data)):
+            if isinstance(value, str | Path) and (path := Path(value).expanduser()).exists():
+                object.__setattr__(self, name, str(path.absolute()))
+
     @property
     def model_name(self) -> str:
         """What people are shown."""

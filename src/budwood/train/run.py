@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from budwood.assets import load_model, load_tokenizer, resolve_model
@@ -270,7 +271,7 @@ def _train(
     saving = Saving(
         folder=folder.state,
         identity=started.material.identity,
-        resume_command=f"budwood train --resume {folder.path}",
+        resume_command=_resume_command(folder),
     )
 
     def validate() -> Sequence[Score]:
@@ -343,9 +344,10 @@ def _status(folder: RunFolder, *, is_claimed: bool) -> Iterator[_Status]:
         if not has_state(folder.state):
             raise
         signum = int(vars(stop).get("exit_code", 130)) - 128
-        command = f"budwood train --resume {folder.path}"
         step = int(json.loads((folder.state / "state.json").read_text(encoding="utf-8"))["step"])
-        raise Interrupted(signum=signum, step=step, state=folder.state, resume_command=command) from stop
+        raise Interrupted(
+            signum=signum, step=step, state=folder.state, resume_command=_resume_command(folder)
+        ) from stop
     except BudwoodError as error:
         status.fail(str(error))
         raise
@@ -353,6 +355,11 @@ def _status(folder: RunFolder, *, is_claimed: bool) -> Iterator[_Status]:
         status.fail(f"{type(error).__name__}: {error}")
         raise
     folder.finish()
+
+
+def _resume_command(folder: RunFolder) -> str:
+    """What to type to go on, from wherever one is."""
+    return f"budwood train --resume {quote(str(folder.path.absolute()))}"
 
 
 def _whole_speed(fitted: Fitted) -> Any:

@@ -106,7 +106,7 @@ def test_ctrl_c_exits_130_with_the_command_that_goes_on(
         patched.setattr(loop, "update", interrupting)
         ran = budwood("train", world.model, world.chat, *QUICK, "--out", "r")
     assert ran.code == 130
-    assert "go on with: budwood train --resume r" in ran.err
+    assert f"go on with: budwood train --resume {Path('r').absolute()}" in ran.err
     assert budwood("runs", "ls", "--root", ".").out.split("\n")[1].split()[1] == "interrupted"
     refused = budwood("train", "--resume", "r", "--seed", 3)
     assert refused.code == 2 and "--seed" in refused.err
