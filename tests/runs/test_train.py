@@ -13,11 +13,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import budwood.train
 from budwood.core import adapters, named_parameters
-from budwood.errors import BadCheckpoint, BadConfig, BadData, NotAvailable, VerificationFailed, WrongOrder
+from budwood.data import Batch
+from budwood.errors import BadCheckpoint, BadConfig, BadData, Diverged, NotAvailable, VerificationFailed, WrongOrder
+from budwood.evaluate import classify
 from budwood.methods import Full, LoRA
 from budwood.records import RunFolder
 from budwood.train.interrupt import Interrupted
@@ -202,6 +205,36 @@ def test_a_classifier_in_memory(bert: Path, films: Path, tmp_path: Path) -> None
         run.load()
 
 
+def test_a_second_training_of_the_same_model_has_its_own_name(llama: Path, faq: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    for name in ("one", "two"):
+        train(model, faq, tokenizer=tokenizer(), config=QUICK, budget="4steps", name=name, out=tmp_path / name)
+    assert list(adapters(model)) == ["one", "two"]
+
+
+def test_sentence_pairs_are_judged_with_their_token_types(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"w{n} is w{n + 1}\tw{n + 2} ?\t{('good', 'bad')[n % 2]}" for n in range(40)]
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A:0 $B:1", special_tokens=[])
+    words.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    seen: list[list[int] | None] = []
+
+    def noting(model: object, batches: list[Batch]) -> object:
+        batches = list(batches)
+        if len(batches) == 1 and len(batches[0].input_ids) == 1:
+            types = batches[0].token_type_ids
+            seen.append(None if types is None else types[0].tolist())
+        return classify(model, batches)
+
+    monkeypatch.setattr("budwood.train.judging.classify", noting)
+    model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2, id2label={0: "bad", 1: "good"})
+    go(model, tmp_path / "pairs.tsv", tmp_path / "run", tokenizer=words, budget="2steps")
+    assert seen == [[0, 0, 0, 1, 1]] * 2
+
+
 class StopAt(Silent):
     def __init__(self, step: int, number: int = signal.SIGINT) -> None:
         self.at, self.number = step, number
@@ -319,6 +352,22 @@ def test_a_run_that_fails_says_so_in_its_folder(
     assert manifest.error == "logits differ by up to 3"
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
     assert (tmp_path / "run" / "state" / "state.json").exists()
+
+
+@pytest.mark.parametrize("step", [None, 5])
+def test_a_run_that_diverges_says_what_is_left_of_it(
+    llama: Path, faq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None
+) -> None:
+    def diverging(*words: object, **settings: object) -> None:
+        if step is not None:
+            (tmp_path / "run" / "state").mkdir()
+            (tmp_path / "run" / "state" / "state.json").write_text(json.dumps({"step": step}))
+        raise Diverged("the loss of step 6 is nan")
+
+    monkeypatch.setattr("budwood.train.run.fit", diverging)
+    left = f"saved after step {step} is kept in {tmp_path}" if step else "No state had been saved yet: start .* again"
+    with pytest.raises(Diverged, match=f"step 6 is nan.*{left}"):
+        go(llama, faq, tmp_path / "run")
 
 
 BAD: list[tuple[Callable[[Path, Path, Path], object], type[Exception], str]] = [

@@ -38,7 +38,7 @@ def train(
     places = {name: word for name, word in (("model", model), ("data", data)) if word is not None}
     if training.resume is not None:
         _refuse_more({**typed, **places})
-        return tell_run(_resumed(training.resume, sink), sink)
+        return tell_run(_resumed(training.resume, machine.offline, sink), sink)
     flags = {name: value for name, value in typed.items() if name not in ("config", "dry_run", "force")}
     settings = layered({**flags, **places}, machine.config)
     find(settings, sink)
@@ -109,11 +109,11 @@ def tell_run(run: Run, sink: Sink) -> int:
     return 0
 
 
-def _resumed(where: str, sink: Sink) -> Run:
+def _resumed(where: str, offline: bool | None, sink: Sink) -> Run:
     from budwood.train.run import resume
 
     with Progress(sink).shown() as progress:
-        return resume(where, observer=progress)
+        return resume(where, offline=offline, observer=progress)
 
 
 def _dry_run(job: Job, sink: Sink) -> int:

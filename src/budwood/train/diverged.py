@@ -80,6 +80,6 @@ def _rows(feed: Feed, indices: Sequence[int]) -> str:
 def _advice(prepared: Prepared) -> str:
     lower = prepared.learning_rate / 4
     return (
-        "Nothing was changed by this step, and the last saved state is kept. "
+        "Nothing was changed by this step. "
         f"Take the rows out if they are odd, or lower the learning rate (learning_rate: {lower:g})"
     )

@@ -15,7 +15,7 @@ from budwood.methods import LoRA, method_from_dict, method_to_dict
 from budwood.records import Json
 from budwood.train.config import TrainConfig
 
-SAID = ("model", "data", "method", "columns", "template", "task")
+SAID = ("model", "data", "method", "columns", "template", "task", "offline")
 """What config.yaml says beside the settings of `TrainConfig`."""
 
 
@@ -79,6 +79,7 @@ class Job:
             "columns": dict(self.columns) if self.columns else None,
             "template": self.template,
             "task": self.task,
+            "offline": self.offline,
             **self.config.to_dict(),
         }
 

@@ -107,10 +107,11 @@ class Judge:
         encoded: Any = self.material.tokenizer(
             texts, pairs if any(pairs) else None, truncation=True, max_length=self.material.max_length
         )
+        types = encoded["token_type_ids"] if any(pairs) and "token_type_ids" in encoded else [None] * len(texts)
         found = []
         names = self.prepared.model.config.id2label
         for number, ids in enumerate(encoded["input_ids"]):
-            batch = collate([Example(ids=ids, label=0, row=number)], self.material.pad_id)
+            batch = collate([Example(ids=ids, label=0, types=types[number], row=number)], self.material.pad_id)
             with self.prepared.arithmetic():
                 guess = classify(self.prepared.model, [batch]).predictions[0]
             found.append(str(names[int(guess)]))

@@ -14,7 +14,7 @@ from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
 from budwood.data import Row, Template
 from budwood.data.corpus import Task
-from budwood.errors import BadCheckpoint, BudwoodError, WrongOrder
+from budwood.errors import BadCheckpoint, BudwoodError, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import load
 from budwood.methods import method_from_dict
@@ -91,6 +91,7 @@ def train(
     columns: Mapping[str, str] | None = None,
     template: Template = "auto",
     task: Task | None = None,
+    name: str = "default",
     out: str | Path | None = None,
     force: bool = False,
     observer: Observer | None = None,
@@ -104,6 +105,7 @@ def train(
     budget   "10m", "500steps", "2epochs": short for the config's
     config   a `TrainConfig` or its fields; other tools' names are accepted
     columns  canonical column to the one that holds it, {"prompt": "q", "completion": "a"}
+    name     what the adapter is called on the model: another one for each training of the same loaded model
     out      the run folder; None makes runs/<time>-<method>-<model>
     observer is told what happens, step by step
 
@@ -120,6 +122,7 @@ def train(
             columns=columns,
             template=template,
             task=task,
+            name=name,
             out=None if out is None else Path(out),
             force=force,
         ),
@@ -158,12 +161,14 @@ def resume(
     data: Any = None,
     tokenizer: Any = None,
     root: str | Path = "runs",
+    offline: bool | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Go on with a run where its state was saved, as if it had not stopped.
 
     run               its folder, its name in `root`, "latest", or a `Run`
     model, data, tokenizer   only for those that were objects in memory
+    offline           never ask the network; None keeps what the run was started with
 
     Raises BadCheckpoint without a readable state, WrongOrder if it is finished or still running, BadConfig if data or
     model are not what they were, and what `train` does.
@@ -186,6 +191,7 @@ def resume(
         model=job.model if model is None else model,
         data=job.data if data is None else data,
         tokenizer=tokenizer,
+        offline=job.offline if offline is None else offline,
         command=manifest.command,
     )
     listener = observer or Silent()
@@ -279,17 +285,31 @@ def _train(
             observer.sample({"prompt": row.prompt, "base": base, "now": now})
         return judge.scores()
 
-    return fit(
-        started.prepared,
-        started.objective,
-        started.feed,
-        started.job.config,
-        start=standing,
-        saving=saving,
-        validate=validate if started.material.valid else None,
-        ledger=ledger,
-        observer=observer,
-    )
+    try:
+        return fit(
+            started.prepared,
+            started.objective,
+            started.feed,
+            started.job.config,
+            start=standing,
+            saving=saving,
+            validate=validate if started.material.valid else None,
+            ledger=ledger,
+            observer=observer,
+        )
+    except Diverged as error:
+        raise Diverged(f"{error}. {_saved(folder)}") from error
+
+
+def _saved(folder: RunFolder) -> str:
+    """What is left of a run that diverged."""
+    if has_state(folder.state):
+        return f"The state saved after step {_saved_step(folder)} is kept in {folder.state}"
+    return "No state had been saved yet: start the run again"
+
+
+def _saved_step(folder: RunFolder) -> int:
+    return int(json.loads((folder.state / "state.json").read_text(encoding="utf-8"))["step"])
 
 
 def _examine_trained(
@@ -344,10 +364,8 @@ def _status(folder: RunFolder, *, is_claimed: bool) -> Iterator[_Status]:
         if not has_state(folder.state):
             raise
         signum = int(vars(stop).get("exit_code", 130)) - 128
-        step = int(json.loads((folder.state / "state.json").read_text(encoding="utf-8"))["step"])
-        raise Interrupted(
-            signum=signum, step=step, state=folder.state, resume_command=_resume_command(folder)
-        ) from stop
+        step, command = _saved_step(folder), _resume_command(folder)
+        raise Interrupted(signum=signum, step=step, state=folder.state, resume_command=command) from stop
     except BudwoodError as error:
         status.fail(str(error))
         raise

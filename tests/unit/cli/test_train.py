@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 from budwood.cli import doctor
+from budwood.errors import NotAvailable
 from budwood.records import RunFolder
 from budwood.train import loop
+from budwood.train.job import Job
+from budwood.train.start import Started
 from world import World
 
 from .conftest import Ran, Run
@@ -112,6 +115,29 @@ def test_ctrl_c_exits_130_with_the_command_that_goes_on(
     assert refused.code == 2 and "--seed" in refused.err
     ran = budwood("train", "--resume", "r")
     assert ran.code == 0 and "going on after step 1" in ran.err and "3 steps" in ran.err
+
+
+@pytest.mark.parametrize(("first", "then"), [((), ("--offline",)), (("--offline",), ())])
+def test_a_resumed_run_is_offline_if_asked_now_or_then(
+    budwood: Run, world: World, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...], then: tuple[str, ...]
+) -> None:
+    def stopping(*words: Any) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    seen: list[bool] = []
+
+    def looking(job: Job) -> Started:
+        seen.append(job.offline)
+        raise NotAvailable("far enough")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "update", stopping)
+        assert budwood("train", world.model, world.chat, *QUICK, "--out", "r", *first).code == 130
+    monkeypatch.setattr("budwood.train.run.start", looking)
+    assert budwood("train", "--resume", "r", *then).code == 4
+    assert seen == [True]
+    assert RunFolder.open("r").config()["offline"] is bool(first)
 
 
 def test_ctrl_c_and_sigterm_outside_of_steps(budwood: Run, monkeypatch: pytest.MonkeyPatch) -> None:
