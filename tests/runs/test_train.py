@@ -404,6 +404,26 @@ def test_an_unwritable_place(llama: Path, faq: Path, tmp_path: Path) -> None:
         go(llama, faq, tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("runs", [run_job, check_job], ids=["run", "dry-run"])
+def test_an_out_that_cannot_be_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Callable[[Job], object]
+) -> None:
+    def loading(job: Job) -> None:
+        raise NotAvailable("loading")
+
+    monkeypatch.setattr("budwood.train.run.start", loading)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text("{}")
+    job = Job(model="m", data="d", out=tmp_path / "old")
+    with pytest.raises(BadConfig, match="holds a run already; .*--force"):
+        runs(job)
+    with pytest.raises(BadConfig, match="run.json is a file; choose another --out"):
+        runs(replace(job, out=tmp_path / "old" / "run.json" / "deeper"))
+    for fine in (replace(job, force=True), replace(job, out=tmp_path / "a" / "b")):
+        with pytest.raises(NotAvailable, match="loading"):
+            runs(fine)
+
+
 def test_the_package_is_the_verb() -> None:
     assert callable(budwood.train)
     with pytest.raises(BadConfig, match="did you mean"):

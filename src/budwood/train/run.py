@@ -14,7 +14,7 @@ from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
 from budwood.data import Row, Template
 from budwood.data.corpus import Task
-from budwood.errors import BadCheckpoint, BudwoodError, Diverged, WrongOrder
+from budwood.errors import BadCheckpoint, BadConfig, BudwoodError, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import load
 from budwood.methods import method_from_dict
@@ -132,11 +132,24 @@ def train(
 
 def check_job(job: Job) -> Preflight:
     """The preflight alone (`--dry-run`): nothing is written. Raises what a run would before its first step."""
+    _check_out(job)
     return start(job).facts
+
+
+def _check_out(job: Job) -> None:
+    """Raise BadConfig for an `out` that cannot be made or is taken, before a model is loaded; nothing is written."""
+    if job.out is None:
+        return
+    there = next(place for place in (job.out.absolute(), *job.out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise BadConfig(f"cannot write {job.out}: {there} is a file; choose another --out")
+    if (job.out / "run.json").is_file() and not job.force:
+        raise BadConfig(f"{job.out} holds a run already; choose another --out, --resume it, or replace it with --force")
 
 
 def run_job(job: Job, *, observer: Observer | None = None) -> Run:
     """Run a job from its beginning."""
+    _check_out(job)
     listener = observer or Silent()
     started = start(job)
     listener.preflight(started.facts)
