@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
 from budwood.data import Row, Template
 from budwood.data.corpus import Task
-from budwood.errors import BadCheckpoint, BadConfig, BudwoodError, Diverged, WrongOrder
+from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import load
 from budwood.methods import method_from_dict
@@ -22,7 +19,6 @@ from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, T
 from budwood.train.checkpoint import Standing, has_state, load_state
 from budwood.train.config import TrainConfig
 from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
-from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job, as_config
 from budwood.train.judging import Judge, reference
 from budwood.train.loop import Fitted, Saving, fit
@@ -31,6 +27,7 @@ from budwood.train.preflight import Preflight
 from budwood.train.proof import Ledger
 from budwood.train.recorder import Recorder
 from budwood.train.start import Started, manifest_of, start
+from budwood.train.status import Status, resume_command, told_status, what_is_saved
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,7 @@ class _Before:
 
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
-    with _status(folder, is_claimed=not is_resumed) as status:
+    with told_status(folder, is_claimed=not is_resumed) as status:
         judge = Judge(started.job, started.material, started.prepared)
         before = _examine_base(judge)
         ledger = Ledger(started.prepared, started.objective, started.feed, after=started.job.config.proof_steps)
@@ -268,7 +265,7 @@ def _examine_base(judge: Judge) -> _Before:
         )
 
 
-def _take_up(started: Started, status: _Status, observer: Recorder) -> Standing:
+def _take_up(started: Started, status: Status, observer: Recorder) -> Standing:
     """Where the saved state stands; the run is claimed once that state was found to fit."""
     standing = load_state(status.folder.state, started.prepared, identity=started.material.identity)
     status.claim(standing.step)
@@ -290,7 +287,7 @@ def _train(
     saving = Saving(
         folder=folder.state,
         identity=started.material.identity,
-        resume_command=_resume_command(folder),
+        resume_command=resume_command(folder),
     )
 
     def validate() -> Sequence[Score]:
@@ -311,18 +308,7 @@ def _train(
             observer=observer,
         )
     except Diverged as error:
-        raise Diverged(f"{error}. {_saved(folder)}") from error
-
-
-def _saved(folder: RunFolder) -> str:
-    """What is left of a run that diverged."""
-    if has_state(folder.state):
-        return f"The state saved after step {_saved_step(folder)} is kept in {folder.state}"
-    return "No state had been saved yet: start the run again"
-
-
-def _saved_step(folder: RunFolder) -> int:
-    return int(json.loads((folder.state / "state.json").read_text(encoding="utf-8"))["step"])
+        raise Diverged(f"{error}. {what_is_saved(folder)}") from error
 
 
 def _examine_trained(
@@ -338,59 +324,6 @@ def _examine_trained(
             folder.add_prediction(prediction.to_dict())
         observer.validation(step, after.scores)
     return quality(after, before.scores)
-
-
-@dataclass
-class _Status:
-    """Who may say how the run stands: a resumed run is ours only once its state was found to fit."""
-
-    folder: RunFolder
-    is_claimed: bool
-
-    def claim(self, step: int) -> None:
-        """Take the run up again. Raises WrongOrder if another process did meanwhile."""
-        self.folder.resume(step=step)
-        self.is_claimed = True
-
-    def interrupt(self, reason: str) -> None:
-        """Note that it was stopped, if it is ours."""
-        if self.is_claimed:
-            self.folder.interrupt(reason)
-
-    def fail(self, error: str) -> None:
-        """Note what went wrong, if it is ours."""
-        if self.is_claimed:
-            self.folder.fail(error)
-
-
-@contextmanager
-def _status(folder: RunFolder, *, is_claimed: bool) -> Iterator[_Status]:
-    """Finished, interrupted or failed: whatever happens inside to a claimed run is written to run.json."""
-    status = _Status(folder, is_claimed)
-    try:
-        yield status
-    except Interrupted as stop:
-        status.interrupt(str(stop))
-        raise
-    except KeyboardInterrupt as stop:
-        status.interrupt("stopped outside of training steps")
-        if not has_state(folder.state):
-            raise
-        signum = int(vars(stop).get("exit_code", 130)) - 128
-        step, command = _saved_step(folder), _resume_command(folder)
-        raise Interrupted(signum=signum, step=step, state=folder.state, resume_command=command) from stop
-    except BudwoodError as error:
-        status.fail(str(error))
-        raise
-    except BaseException as error:
-        status.fail(f"{type(error).__name__}: {error}")
-        raise
-    folder.finish()
-
-
-def _resume_command(folder: RunFolder) -> str:
-    """What to type to go on, from wherever one is."""
-    return f"budwood train --resume {quote(str(folder.path.absolute()))}"
 
 
 def _whole_speed(fitted: Fitted) -> Any:
