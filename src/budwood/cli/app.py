@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -104,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     COMMAND.set(("budwood", *tokens))
     _prepare(tokens)
+    logger = logging.getLogger("budwood")
+    handlers = logger.handlers
     before = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
     try:
         with warnings.catch_warnings():
@@ -114,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     finally:
+        logger.handlers = handlers  # a verb listens to our modules while it runs
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 

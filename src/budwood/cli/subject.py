@@ -118,6 +118,8 @@ class Subject:
         name = source or (self.run.manifest().data if self.run else None)
         if name is None:
             raise BadConfig(f"{self.shown} is a bare adapter; name the data, too: a file, a folder or a demo name")
+        path = Path(name).expanduser()
+        name = str(path.absolute()) if path.exists() else name  # as the run recorded it
         place = resolve_data(name, offline=bool(self.settings.get("offline")), say=self.sink.say)
         columns = columns_of(self.settings.get("columns"))
         corpus = replace(read(place, columns=columns, task=self.task, labels=self.labels), origin=name)

@@ -47,7 +47,9 @@ def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
         "method": method_to_dict(adapter.method),
         "base": peft.base_name(model),
         "fingerprint": _fingerprint(model, adapter, registry.anatomy),
-        "trained": [site.path for site in adapter.sites if isinstance(delta_at(model, site, name), Trained)],
+        "trained": None
+        if adapter.unfrozen
+        else [site.path for site in adapter.sites if isinstance(delta_at(model, site, name), Trained)],
         "labels": _labels(model, adapter, registry.anatomy),
     }
     if peft.can_write(adapter):
