@@ -47,9 +47,7 @@ def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
         "method": method_to_dict(adapter.method),
         "base": peft.base_name(model),
         "fingerprint": _fingerprint(model, adapter, registry.anatomy),
-        "trained": None
-        if adapter.unfrozen
-        else [site.path for site in adapter.sites if isinstance(delta_at(model, site, name), Trained)],
+        "trained": None if adapter.unfrozen else _trained_paths(model, adapter),
         "labels": _labels(model, adapter, registry.anatomy),
     }
     if peft.can_write(adapter):
@@ -57,7 +55,7 @@ def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
         own["tensors"] = "peft"
     else:
         config = {"peft_type": f"BUDWOOD_{adapter.method.name.upper()}", "base_model_name_or_path": own["base"]}
-        tensors = _state(model, adapter)
+        tensors = _own_state(model, adapter)
     write_folder(folder, Folder(config, tensors, own))
     return Path(folder)
 
@@ -151,9 +149,14 @@ def _method(own: Mapping[str, Any], folder: Path | str) -> Method:
     return method_from_dict(own["method"])
 
 
+def _trained_paths(model: nn.Module, adapter: Adapter) -> list[str]:
+    """Modules that the adapter carries a trained copy of."""
+    return [site.path for site in adapter.sites if isinstance(delta_at(model, site, adapter.name), Trained)]
+
+
 def _fingerprint(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> dict[str, Any]:
     """Of the base without what the adapter brings itself."""
-    own = {f"{site.path}.weight" for site in adapter.sites if isinstance(delta_at(model, site, adapter.name), Trained)}
+    own = {f"{path}.weight" for path in _trained_paths(model, adapter)}
     return {name: sample for name, sample in fingerprint(model, anatomy).items() if name not in own}
 
 
@@ -164,10 +167,6 @@ def _labels(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> list[str] |
     if config is None or not has_head or not (adapter.unfrozen or any(s.role == "head" for s in adapter.sites)):
         return None
     return [str(config.id2label[i]) for i in range(config.num_labels)]
-
-
-def _state(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
-    return dict(_own_state(model, adapter))
 
 
 def _own_state(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
