@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from budwood.anatomy import discover as discover
+    from budwood.combine.adapters import combine as combine
     from budwood.core import Adapter as Adapter
     from budwood.core import Method as Method
     from budwood.core import Plan as Plan
@@ -60,7 +61,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("IA3", "METHODS", "Full", "LoRA", "Selective", "parse_method"), "methods"),
 }
 """Public name to the part of Budwood that has it."""
-_CALLED = ("train",)
+_CALLED = ("combine", "train")
 """Parts of Budwood that are called by their own name, too."""
 
 __all__ = sorted([*_PLACES, *_CALLED, "__version__"])  # noqa: PLE0605

@@ -21,17 +21,18 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"errors", "anatomy"},
     "methods": {"errors", "anatomy", "core"},
     "interop": {"errors", "anatomy", "core", "methods"},
+    "combine": {"errors", "anatomy", "core", "methods"},
     "evaluate": {"errors", "core", "data", "records"},
     "train": {
         *("errors", "anatomy", "core", "methods", "interop"),
         *("assets", "data", "evaluate", "records"),
     },
     "cli": {
-        *("errors", "anatomy", "core", "methods", "interop"),
+        *("errors", "anatomy", "core", "methods", "combine", "interop"),
         *("assets", "data", "evaluate", "records", "train"),
     },
     "__init__": {
-        *("errors", "anatomy", "core", "methods", "interop"),
+        *("errors", "anatomy", "core", "methods", "combine", "interop"),
         *("assets", "data", "evaluate", "records", "train"),
     },
     "__main__": {"cli"},

@@ -15,6 +15,8 @@ PUBLIC = {
     *("METHODS", "Full", "IA3", "LoRA", "Selective", "parse_method"),
     # adapters on disk, training
     *("save", "load", "train"),
+    # several LoRA adapters into one
+    "combine",
     # errors
     *("BudwoodError", "BadCheckpoint", "BadConfig", "BadData", "CannotFold", "Diverged", "NoSuchAdapter"),
     *("NoSuchSite", "NotAvailable", "OutOfMemory", "VerificationFailed", "WrongOrder"),

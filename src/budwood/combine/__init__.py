@@ -1,0 +1,23 @@
+"""Several LoRA adapters merged into one: `budwood.combine` is this package and, called, its one verb.
+
+`budwood.combine(model, ("a", "b"), name="both")` is `budwood.combine.adapters.combine`, whatever was imported before.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+from budwood.combine.adapters import Combined as Combined
+from budwood.combine.adapters import combine as combine
+from budwood.combine.recipe import HOWS as HOWS
+from budwood.combine.recipe import Recipe as Recipe
+
+
+class _Verb(ModuleType):
+    """The package's module, which can be called."""
+
+    __call__ = staticmethod(combine)
+
+
+sys.modules[__name__].__class__ = _Verb
