@@ -12,11 +12,21 @@ import budwood.core as core
 from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
 from budwood.errors import BudwoodError
-from budwood.methods import IA3, METHODS, LoRA, Selective
+from budwood.methods import (
+    IA3,
+    METHODS,
+    AdapterH,
+    AdapterP,
+    Compacter,
+    LinearAdapter,
+    LoRA,
+    Parallel,
+    Selective,
+)
 from families import FAMILIES
 
 QV = ("attn.q", "attn.v", "cross.q?", "cross.v?")
-VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS} | {
+VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS if method.name != "fusion"} | {
     "lora-all": LoRA(targets=("all",), rslora=True),
     "lora-dora": LoRA(targets=("attn.o?", "attn.qkv?", "mlp.down?", "mixer.out?"), dora=True, rank=4),
     "lora-qv": LoRA(targets=QV),
@@ -26,6 +36,21 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS} | {
     "lora-embed": LoRA(targets=("embed",)),
     "lora-fused": LoRA(targets=("attn.qkv",)),
     "ia3-all": IA3(targets=("all",)),
+    "adapter-h": AdapterH(size=5, targets=("attn?", "cross?", "mlp?")),
+    "adapter-h-ln": AdapterH(size=4, ln_before=True, ln_after=True, learn_scale="channel", activation="silu"),
+    "adapter-h-norms": AdapterH(size=4, trained=("norm.*",)),
+    "adapter-p": AdapterP(reduction=4),
+    "adapter-p-all": AdapterP(size=4, targets=("all",), learn_scale="scalar"),
+    "language": AdapterP(size=4, invertible=True),
+    "parallel": Parallel(reduction=4),
+    "parallel-all": Parallel(size=4, targets=("all",), learn_scale="channel", ln_after=True),
+    "parallel-before": Parallel(size=4, targets=("attn", "cross?"), attention="before"),
+    "parallel-heads": Parallel(size=3, targets=("attn",), attention="multihead", ln_before=True),
+    "parallel-queries": Parallel(size=3, targets=("attn",), attention="multihead"),
+    "compacter": Compacter(size=4, n=2),
+    "linear-adapter": LinearAdapter(size=6),
+    "linear-adapter-p": LinearAdapter(form="adapter-p", size=6),
+    "linear-adapter-parallel": LinearAdapter(form="parallel", size=6, targets=("all",)),
     "bitfit": Selective(part="bitfit"),
     "last-layers": Selective(part="last-layers", last=1),
     "head": Selective(part="head"),

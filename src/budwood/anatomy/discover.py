@@ -108,6 +108,7 @@ def _assemble(
         uncalled=tuple(path for path in linears if path not in called and ".experts." not in path),
         unknown_sublayers=unknown,
         is_probed=trace is not None,
+        repeated=() if trace is None else tuple(b.path for b in skeleton.blocks if len(trace.by_path[b.path]) > 1),
     )
 
 

@@ -8,9 +8,10 @@ from typing import Literal
 
 from budwood.errors import NoSuchSite, did_you_mean
 
-Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter"]
+Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter", "sublayer"]
 """How a site holds its weights: `nn.Linear` [out, in], transformers' `Conv1D` [in, out], `nn.Embedding`
-[vocabulary, out], a normalisation, any other module (`attn`, `mlp`, `block`), or a bare parameter (3-D experts)."""
+[vocabulary, out], a normalisation, any other module (`attn`, `mlp`, `block`), or a bare parameter (3-D experts).
+A `sublayer` is the place where an attention or feed-forward has done its work and is about to be added."""
 
 ROLES: tuple[str, ...] = (
     "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o",
@@ -55,34 +56,6 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """One place in a model where something can be attached."""
-
-    path: str
-    role: str
-    stack: str
-    layer: int | None
-    in_features: int
-    out_features: int
-    kind: Kind = "linear"
-    parts: tuple[Part, ...] = ()
-    """For a fused projection (`attn.qkv`): its parts, found by probing. Empty for anything else."""
-    chosen: tuple[str, ...] = ()
-    """The roles of the parts a selection asked for; empty means the whole site."""
-
-    def matches(self, key: str) -> bool:
-        """True for a role pattern, or a module's name, that means this site (with a ? at the end or not)."""
-        key = key.removesuffix("?")
-        roles = (self.role, *self.chosen)
-        return any(fnmatchcase(r, key) for r in roles) or self.path == key or self.path.endswith(f".{key}")
-
-    @property
-    def is_linear(self) -> bool:
-        """True where the site computes `x W^T + b`."""
-        return self.kind in ("linear", "conv1d")
-
-
-@dataclass(frozen=True, slots=True)
 class SubLayer:
     """Where a bottleneck method reads and writes: `y = LN(h + r)` (post-LN) or `y = h + r` (pre-LN).
 
@@ -113,6 +86,41 @@ class SubLayer:
     scale: float = 1.0
     """Constant that `h` is multiplied by before the addition (Granite's residual multiplier)."""
 
+    @property
+    def path(self) -> str:
+        """Where what is added can be replaced: the norm after `h`, where there is one, else `h`."""
+        return self.output_norm or self.h
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place in a model where something can be attached."""
+
+    path: str
+    role: str
+    stack: str
+    layer: int | None
+    in_features: int
+    out_features: int
+    kind: Kind = "linear"
+    parts: tuple[Part, ...] = ()
+    """For a fused projection (`attn.qkv`): its parts, found by probing. Empty for anything else."""
+    chosen: tuple[str, ...] = ()
+    """The roles of the parts a selection asked for; empty means the whole site."""
+    sublayer: SubLayer | None = None
+    """For the kind `sublayer`: the residual and the norms around it."""
+
+    def matches(self, key: str) -> bool:
+        """True for a role pattern, or a module's name, that means this site (with a ? at the end or not)."""
+        key = key.removesuffix("?")
+        roles = (self.role, *self.chosen)
+        return any(fnmatchcase(r, key) for r in roles) or self.path == key or self.path.endswith(f".{key}")
+
+    @property
+    def is_linear(self) -> bool:
+        """True where the site computes `x W^T + b`."""
+        return self.kind in ("linear", "conv1d")
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -121,6 +129,7 @@ class Anatomy:
     `unresolved`: paths of linears and norms inside the model that got no role.
     `uncalled`:   paths of linears that the probe's forward did not run (Mamba's `dt_proj`); `all` leaves them out.
     `unknown_sublayers`: a sentence for each sub-layer that could not be established: which, and why.
+    `repeated`:   paths of blocks that one forward runs several times (ALBERT's shared layers).
     `is_probed`:  False when no forward could be run; then there are no sub-layers, parts or uncalled linears.
     """
 
@@ -131,6 +140,7 @@ class Anatomy:
     uncalled: tuple[str, ...] = ()
     unknown_sublayers: tuple[str, ...] = ()
     is_probed: bool = True
+    repeated: tuple[str, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -172,6 +182,43 @@ class Anatomy:
             )
         return tuple(kept)
 
+    def select_sublayers(self, *targets: str, layers: tuple[int, ...] | None = None) -> tuple[Site, ...]:
+        """Sub-layers that match any target, as sites at `SubLayer.path`, in model order.
+
+        A target is `all`, a role (`attn`, `cross`, `mlp`), or the name, whole or the end of it, of the last linear or
+        of the site; a ? at the end means: where there is one. Raises NoSuchSite where a target matches nothing, or a
+        sub-layer whose residual and norm could not be established, with the reason.
+        """
+        for target in targets:
+            key = target.removesuffix("?")
+            unclear = [why for why in self.unknown_sublayers if key in ("all", why.split(": ")[0].rpartition(" ")[2])]
+            if unclear:
+                raise NoSuchSite(f"where this sub-layer's output is added is not clear, so it is refused: {unclear[0]}")
+            if not target.endswith("?") and not any(_means(s, key) for s in self.sublayers):
+                raise NoSuchSite(self._explain_sublayers(target))
+        kept = [
+            s
+            for s in self.sublayers
+            if any(_means(s, target.removesuffix("?")) for target in targets) and (layers is None or s.layer in layers)
+        ]
+        if not kept:
+            raise NoSuchSite(f"targets {', '.join(targets)} match no sub-layer in layers {layers}; {self._layers()}")
+        widths = {site.path: site.out_features for site in self.sites}
+        return tuple(
+            Site(s.path, s.role, s.stack, s.layer, widths[s.linear], widths[s.linear], "sublayer", sublayer=s)
+            for s in kept
+        )
+
+    def _explain_sublayers(self, target: str) -> str:
+        roles = ", ".join(dict.fromkeys(s.role for s in self.sublayers))
+        if not self.is_probed:
+            return "no forward could be run, so this model's sub-layers are not known; pass discover(model, batch=...)"
+        return (
+            f"no sub-layer matches {target!r}; sub-layers in this model: {roles or 'none'} (attention or feed-forward, "
+            "whose output is added to a residual); leave it out, or write "
+            f"{target.removesuffix('?')}? for: where there is one"
+        )
+
     def _match(self, target: str) -> list[Site]:
         patterns = BLOCK_LINEARS if target == "all" else (target,)
         whole = [s for s in self.sites if any(fnmatchcase(s.role, p) for p in patterns)]
@@ -196,6 +243,12 @@ class Anatomy:
         hint = did_you_mean(target, {*self.roles, *names, "all"})
         roles = f"roles in this model: {', '.join(self.roles)}"
         return f"no site matches {target!r}; {roles}; {hint} ('all' is every linear of the blocks)"
+
+
+def _means(sublayer: SubLayer, target: str) -> bool:
+    """Whether a target (without ?) means this sub-layer."""
+    paths = (sublayer.path, sublayer.h, sublayer.linear)
+    return target in ("all", sublayer.role, *paths) or any(path.endswith(f".{target}") for path in paths)
 
 
 def _widen(a: Site, b: Site) -> Site:

@@ -13,7 +13,17 @@ from torch.distributed.tensor import DTensor
 
 from budwood.anatomy import Anatomy, Site, discover
 from budwood.core.checkpointing import unwatch, watch
-from budwood.core.delta import Delta, Deltas, deltas_of, install, listen, uninstall
+from budwood.core.compose import check_composition
+from budwood.core.delta import (
+    Delta,
+    Deltas,
+    deltas_of,
+    forget_source,
+    install,
+    listen,
+    uninstall,
+    watch_source,
+)  # fmt: skip
 from budwood.core.method import Method
 from budwood.core.plan import Plan, names, without
 from budwood.core.registry import (
@@ -54,14 +64,19 @@ def attach(model: nn.Module, method: Method, *, name: str, anatomy: Anatomy | No
         watch(model)
     for site, delta in built:
         module = model.get_submodule(site.path)
-        install(module, registry.switch)[name] = delta.train(module.training)
+        install(module, registry.switch, site.layer, site.stack)[name] = delta.train(module.training)
         if delta.enters:
             listen(module)
     parameters_by_name = dict(model.named_parameters())
     registry.snapshot.update({n: parameters_by_name[n].detach().clone() for n in unfrozen})
     adapter = Adapter(name, method, tuple(site for site, _ in built), unfrozen)
     registry.adapters[name] = adapter
-    activate(model, name)
+    try:
+        _settle(model, registry, name, [delta for _, delta in built])
+    except BaseException:
+        _detach(model, name, restore=True)
+        raise
+    activate(model, method.plan(name), trainable=name)
     return adapter
 
 
@@ -250,12 +265,21 @@ def _build(model: nn.Module, method: Method, anatomy: Anatomy, unfrozen: tuple[s
             raise NoSuchSite(f"{site.path} has a child of its own called 'deltas', so nothing can be attached there")
         modules.add(base)
         delta = Trained(site, base) if site.path in taken else method.build(site, base)
-        built.append((site, _place(delta, base)))
+        built.append(
+            (site, _place(delta, base if site.sublayer is None else model.get_submodule(site.sublayer.linear)))
+        )
     if not built:
         raise NoSuchSite(
             f"{method.name} found nothing to train in this model; roles there are: {', '.join(anatomy.roles)}"
         )
     return built
+
+
+def _settle(model: nn.Module, registry: Registry, name: str, deltas: list[Delta]) -> None:
+    for delta in deltas:
+        delta.settle(model, name)
+        for source in delta.sources:
+            watch_source(model.get_submodule(source.path), registry.switch, source)
 
 
 def _place(delta: Delta, base: nn.Module) -> Delta:
@@ -274,6 +298,7 @@ def _check_plan(model: nn.Module, plan: Plan) -> Registry:
         )
     for name in names(plan):
         adapter_of(model, name)
+    check_composition(plan, registry.adapters)
     for adapter in registry.adapters.values():
         if adapter.unfrozen and plan != adapter.name:
             raise WrongOrder(
@@ -319,9 +344,12 @@ def _detach(model: nn.Module, name: str, *, restore: bool) -> None:
         module = model.get_submodule(site.path)
         deltas = deltas_of(module)
         if deltas is not None and name in deltas:
+            sources = deltas[name].sources
             del deltas[name]
-            if not len(deltas):
+            if deltas.is_idle:
                 uninstall(module)
+            for source in sources:
+                forget_source(model.get_submodule(source.path), source)
     if adapter.unfrozen and restore:
         own = dict(model.named_parameters())
         with torch.no_grad():

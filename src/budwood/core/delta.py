@@ -6,18 +6,50 @@ everything they need lives in the module they run on, so `deepcopy`, pickle and 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from budwood.core.plan import Plan, run
+from budwood.core.plan import Place, Plan, run
+from budwood.errors import BadConfig, WrongOrder
+
+
+class Source:
+    """What another module reads or returns in the same forward, kept until the site that asked for it is done.
+
+    path: of that module;  end: `input` is its first argument, `output` its (first) result, both before deltas there
+    act on what it reads and after they act on what it returns.
+    """
+
+    def __init__(self, path: str, end: Literal["input", "output"]) -> None:
+        self.path, self.end = path, end
+        self.value: Tensor | None = None
+
+    def read(self) -> Tensor:
+        """The value. Raises WrongOrder where this forward did not pass there."""
+        if self.value is None:
+            raise WrongOrder(
+                f"nothing went through {self.path} in this forward, and an adapter reads its {self.end}: the module "
+                "was replaced after attaching, or is called by itself; load, then quantise, then attach"
+            )
+        return self.value
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "end": self.end, "value": None}
 
 
 class Delta(nn.Module):
-    """What one adapter does at one site. Subclasses are final.
+    """What one adapter does at one site. Subclasses are final; they override `forward` or `change`, or both.
 
     `base` comes as an argument: a delta never owns, copies or registers the base's weights.
     """
+
+    sources: tuple[Source, ...] = ()
+    """What it reads elsewhere in the model."""
+
+    def settle(self, model: nn.Module, name: str) -> None:
+        """Look up what it needs of the model; called once when every delta of the adapter `name` is in place."""
 
     def enter(self, x: Tensor) -> Tensor:
         """What the site reads instead of x: [*, in] -> [*, in]. Override only where the method changes inputs."""
@@ -25,7 +57,19 @@ class Delta(nn.Module):
 
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The new y. x: [*, in] what the site read; y: [*, out] what it returned so far."""
-        raise NotImplementedError
+        return y + self.change(base, x, y)
+
+    def change(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What it adds to y: [*, out]. Sums of adapters are sums of these."""
+        return self(base, x, y) - y
+
+    def query(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What a fusion of this and other adapters asks with: [*, out]."""
+        return y
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss while it is trained: [], None for nothing."""
+        return None
 
     def fold(self, base: nn.Module) -> dict[str, Tensor] | None:
         """New values for `base`'s parameters that make this delta redundant; None where there are none."""
@@ -50,9 +94,11 @@ class Deltas(nn.Module):
     Any name without a dot is allowed, also one that `nn.Module` uses itself (`train`, `type`).
     """
 
-    def __init__(self, switch: Switch) -> None:
+    def __init__(self, switch: Switch, layer: int | None = None, stack: str = "") -> None:
         super().__init__()
-        self.switch = switch
+        self.switch, self.layer, self.stack = switch, layer, stack
+        self.watched: list[Source] = []
+        """What deltas elsewhere want to know of this module."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._modules
@@ -71,16 +117,94 @@ class Deltas(nn.Module):
     def __delitem__(self, name: str) -> None:
         del self._modules[name]
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing needs this child any more."""
+        return not self._modules and not self.watched
+
     def enter(self, x: Tensor) -> Tensor:
         """What the plan makes of the site's input."""
-        return run(self.switch.plan, self._enter_one, x)
+        self._tell("input", x)
+        return run(self.switch.plan, _Entry(self), x)
 
     def leave(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """What the plan makes of the site's output."""
-        return run(self.switch.plan, lambda name, y: self[name](base, x, y) if name in self else y, y)
+        y = run(self.switch.plan, _Exit(self, base, x), y)
+        for name in self._modules:
+            for source in self[name].sources:
+                source.value = None
+        self._tell("output", y)
+        return y
 
-    def _enter_one(self, name: str, x: Tensor) -> Tensor:
-        return self[name].enter(x) if name in self else x
+    def _tell(self, end: str, value: Tensor) -> None:
+        for source in self.watched:
+            if source.end == end:
+                source.value = value
+
+
+class _Entry(Place):
+    """The input of a site."""
+
+    def __init__(self, deltas: Deltas) -> None:
+        self.deltas, self.layer, self.stack = deltas, deltas.layer, deltas.stack
+
+    def has(self, name: str) -> bool:
+        """True where the adapter changes the input."""
+        return name in self.deltas and self.deltas[name].enters
+
+    def step(self, name: str, y: Tensor) -> Tensor:
+        """y: [*, in], which the plan calls so at either end."""
+        return self.deltas[name].enter(y) if self.has(name) else y
+
+    def fuses(self, by: str) -> bool:
+        """Inputs are never fused."""
+        return False
+
+    def fuse(self, by: str, last: str, changes: list[Tensor], y: Tensor) -> Tensor:
+        """Never asked."""
+        raise AssertionError(by)
+
+
+class _Exit(Place):
+    """The output of a site that read x."""
+
+    def __init__(self, deltas: Deltas, base: nn.Module, x: Tensor) -> None:
+        self.deltas, self.base, self.x = deltas, base, x
+        self.layer, self.stack = deltas.layer, deltas.stack
+
+    def has(self, name: str) -> bool:
+        """True where the adapter has a delta."""
+        return name in self.deltas
+
+    def step(self, name: str, y: Tensor) -> Tensor:
+        """y: [*, out] -> [*, out]."""
+        return self.deltas[name](self.base, self.x, y) if name in self.deltas else y
+
+    def change(self, name: str, y: Tensor) -> Tensor:
+        """y: [*, out] -> [*, out]."""
+        return self.deltas[name].change(self.base, self.x, y) if name in self.deltas else torch.zeros_like(y)
+
+    def fuses(self, by: str) -> bool:
+        """True where the adapter has a `Mixer`."""
+        return by in self.deltas and isinstance(self.deltas[by], Mixer)
+
+    def fuse(self, by: str, last: str, changes: list[Tensor], y: Tensor) -> Tensor:
+        """changes: each [*, out] -> [*, out]."""
+        mixer = self.deltas[by]
+        assert isinstance(mixer, Mixer)
+        return mixer.mix(self.deltas[last].query(self.base, self.x, y), changes, y)
+
+
+class Mixer(Delta):
+    """A delta that acts only through `Fuse`: it mixes what other adapters add."""
+
+    def mix(self, query: Tensor, changes: list[Tensor], y: Tensor) -> Tensor:
+        """What is added to y. All tensors [*, out]."""
+        raise NotImplementedError
+
+    def change(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Raises BadConfig: a fusion by itself has nothing to mix."""
+        raise BadConfig("a fusion acts through Fuse(parts, by=its name), not by itself; activate that plan")
 
 
 def deltas_of(module: nn.Module) -> Deltas | None:
@@ -89,14 +213,31 @@ def deltas_of(module: nn.Module) -> Deltas | None:
     return child if isinstance(child, Deltas) else None
 
 
-def install(module: nn.Module, switch: Switch) -> Deltas:
+def install(module: nn.Module, switch: Switch, layer: int | None = None, stack: str = "") -> Deltas:
     """Give the module its child and the output hook, once; returns the child."""
     deltas = deltas_of(module)
     if deltas is None:
         deltas = Deltas(switch).train(module.training)
         module.add_module("deltas", deltas)
         module.register_forward_hook(leave_hook, with_kwargs=True)
+    deltas.layer, deltas.stack = layer if deltas.layer is None else deltas.layer, stack or deltas.stack
     return deltas
+
+
+def watch_source(module: nn.Module, switch: Switch, source: Source) -> None:
+    """Have the module tell `source` what it reads or returns."""
+    install(module, switch).watched.append(source)
+    if source.end == "input":
+        listen(module)
+
+
+def forget_source(module: nn.Module, source: Source) -> None:
+    """The inverse of `watch_source`."""
+    deltas = deltas_of(module)
+    if deltas is not None:
+        deltas.watched = [other for other in deltas.watched if other is not source]
+        if deltas.is_idle:
+            uninstall(module)
 
 
 def listen(module: nn.Module) -> None:

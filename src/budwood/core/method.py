@@ -17,6 +17,7 @@ from torch import nn
 
 from budwood.anatomy import Anatomy, Site
 from budwood.core.delta import Delta
+from budwood.core.plan import Plan
 from budwood.errors import BadConfig, did_you_mean
 
 
@@ -67,6 +68,15 @@ class Method:
     def unfreeze(self, model: nn.Module, anatomy: Anatomy) -> tuple[str, ...]:
         """Names of the base's own parameters that this method trains in place; none for all but full and selective."""
         return ()
+
+    def plan(self, name: str) -> Plan:
+        """The plan that puts an adapter of this method in force."""
+        return name
+
+    @property
+    def is_additive(self) -> bool:
+        """False where an adapter of this method cannot be a part of a Sum or Fuse, nor stand twice in a Stack."""
+        return True
 
     @property
     def rate(self) -> float:

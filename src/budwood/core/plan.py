@@ -4,13 +4,16 @@
 Stack(("lang-de", "ner"))      one after the other
 Sum(("style", "facts"), (.3, .7))   side by side: y + sum_i w_i (f_i(y) - y)
 Route(("a", None), rows)       one plan per row of the batch
+Fuse(("a", "b"), by="f")       side by side, mixed by the trained attention of the adapter f (AdapterFusion)
+Skip("faq", (0, 1))            as the base in some layers (AdapterDrop)
 None                           the base model
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,11 +65,70 @@ class Route:
             raise BadConfig(f"Route has {len(self.parts)} parts, so every row must be in 0..{len(self.parts) - 1}")
 
 
-Plan = str | Stack | Sum | Route | None
+@dataclass(frozen=True)
+class Fuse:
+    """Plans side by side, mixed at every site by the attention that the adapter `by` was trained for.
+
+    Pfeiffer et al. 2021 (arXiv:2005.00247), section 3.2. `by` is an adapter of the method `fusion`; where it trains a
+    module in full (a task head), that takes the place of the parts' own.
+    """
+
+    parts: tuple[Plan, ...]
+    by: str
+
+    def __post_init__(self) -> None:
+        _require_parts(self, self.parts)
+        if any(isinstance(part, Fuse) for part in self.parts):
+            raise BadConfig("Fuse in Fuse: one fusion reads plain adapters; give it all of them as parts")
+        if not isinstance(self.by, str):
+            raise BadConfig(f"Fuse needs by=, the name of an adapter of the method fusion; got {self.by!r}")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A plan with the base's behaviour in some layers (Ruecklé et al. 2021, AdapterDrop, arXiv:2010.11918).
+
+    layers: counted from 0 in each stack; `stack`, as decoder, restricts it to one.
+    """
+
+    part: Plan
+    layers: tuple[int, ...]
+    stack: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple) or not all(isinstance(layer, int) for layer in self.layers):
+            raise BadConfig(f"Skip needs layers as a tuple of numbers, as Skip('a', (0, 1)); got {self.layers!r}")
+
+
+Plan = str | Stack | Sum | Route | Fuse | Skip | None
 """What is in force: an adapter's name, a composition of plans, or None for the base model."""
 
-Step = Callable[[str, Tensor], Tensor]
-"""What one adapter, by name, makes of a tensor at one site; a name that is not at the site returns it as it is."""
+
+class Place(ABC):
+    """The input or the output of one site, as a plan sees it. A name that is not at the site changes nothing there."""
+
+    layer: int | None
+    stack: str
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether the adapter has a delta here."""
+
+    @abstractmethod
+    def step(self, name: str, y: Tensor) -> Tensor:
+        """What one adapter makes of y."""
+
+    def change(self, name: str, y: Tensor) -> Tensor:
+        """What one adapter adds to y."""
+        return self.step(name, y) - y
+
+    @abstractmethod
+    def fuses(self, by: str) -> bool:
+        """Whether the adapter `by` mixes other adapters here."""
+
+    @abstractmethod
+    def fuse(self, by: str, last: str, changes: list[Tensor], y: Tensor) -> Tensor:
+        """What the fusion `by` makes of the changes of its parts; `last` names the adapter whose input it reads."""
 
 
 def names(plan: Plan) -> Iterator[str]:
@@ -76,11 +138,17 @@ def names(plan: Plan) -> Iterator[str]:
             return
         case str():
             yield plan
-        case Stack() | Sum() | Route():
+        case Skip():
+            yield from names(plan.part)
+        case Stack() | Sum() | Route() | Fuse():
             for part in plan.parts:
                 yield from names(part)
+            if isinstance(plan, Fuse):
+                yield plan.by
         case _:
-            raise BadConfig(f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, or None for the base")
+            raise BadConfig(
+                f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, Fuse, Skip, or None for the base"
+            )
 
 
 def without(plan: Plan, name: str) -> Plan:
@@ -88,6 +156,10 @@ def without(plan: Plan, name: str) -> Plan:
     match plan:
         case str():
             return None if plan == name else plan
+        case Skip():
+            return None if (left := without(plan.part, name)) is None else replace(plan, part=left)
+        case Fuse():
+            return None if name in names(plan) else plan
         case Route():
             parts = tuple(without(part, name) for part in plan.parts)
             return None if all(part is None for part in parts) else Route(parts, plan.rows)
@@ -103,25 +175,53 @@ def without(plan: Plan, name: str) -> Plan:
             return None
 
 
-def run(plan: Plan, step: Step, y: Tensor) -> Tensor:
-    """What the plan makes of `y` at one site: [*, d] in, [*, d] out."""
+def run(plan: Plan, place: Place, y: Tensor) -> Tensor:
+    """What the plan makes of `y` at one place: [*, d] in, [*, d] out."""
     match plan:
         case str():
-            return step(plan, y)
+            return place.step(plan, y)
         case Stack():
             for part in plan.parts:
-                y = run(part, step, y)
+                y = run(part, place, y)
             return y
-        case Sum():
-            weights = plan.weights or (1.0,) * len(plan.parts)
-            return y + sum(w * (run(part, step, y) - y) for w, part in zip(weights, plan.parts, strict=True))
         case Route():
-            return _route(plan, step, y)
+            return _route(plan, place, y)
+        case Skip():
+            return y if _skips(plan, place) else run(plan.part, place, y)
+        case Sum():
+            return y + change(plan, place, y)
+        case Fuse():
+            return place.step(plan.by, y) if not _fused(plan, place) else y + change(plan, place, y)
         case _:
             return y
 
 
-def _route(plan: Route, step: Step, y: Tensor) -> Tensor:
+def change(plan: Plan, place: Place, y: Tensor) -> Tensor:
+    """What the plan adds to `y` at one place: [*, d]. Parts of Sum and Fuse are added up as such, to the last bit."""
+    match plan:
+        case str():
+            return place.change(plan, y)
+        case Sum():
+            weights = plan.weights or (1.0,) * len(plan.parts)
+            changes = [w * change(part, place, y) for w, part in zip(weights, plan.parts, strict=True)]
+            return sum(changes[1:], start=changes[0])
+        case Fuse() if parts := _fused(plan, place):
+            last = [name for name in names(parts[-1]) if place.has(name)][-1]
+            return place.fuse(plan.by, last, [change(part, place, y) for part in parts], y)
+        case _:
+            return run(plan, place, y) - y
+
+
+def _fused(plan: Fuse, place: Place) -> list[Plan]:
+    """The parts that act here; none where the fusion itself replaces what they do (a task head)."""
+    return [part for part in plan.parts if any(place.has(name) for name in names(part))] if place.fuses(plan.by) else []
+
+
+def _skips(plan: Skip, place: Place) -> bool:
+    return place.layer in plan.layers and plan.stack in (None, place.stack)
+
+
+def _route(plan: Route, place: Place, y: Tensor) -> Tensor:
     rows = plan.rows.to(y.device)
     if y.shape[0] % rows.shape[0]:
         raise BadConfig(
@@ -132,11 +232,11 @@ def _route(plan: Route, step: Step, y: Tensor) -> Tensor:
     rows = rows.reshape(-1, *(1,) * (y.dim() - 1))
     out = y
     for index, part in enumerate(plan.parts):
-        out = torch.where(rows == index, run(part, step, y), out)
+        out = torch.where(rows == index, run(part, place, y), out)
     return out
 
 
-def _require_parts(plan: Stack | Sum | Route, parts: tuple[Plan, ...]) -> None:
+def _require_parts(plan: Stack | Sum | Route | Fuse, parts: tuple[Plan, ...]) -> None:
     if not isinstance(parts, tuple) or not parts:
         raise BadConfig(
             f"{type(plan).__name__} needs a tuple of plans, as {type(plan).__name__}(('a', 'b')); got {parts!r}"

@@ -55,6 +55,14 @@ def registry_of(model: nn.Module) -> Registry | None:
     return vars(root_of(model)).get(_SLOT)
 
 
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """The anatomy of a model that has adapters. Raises NoSuchAdapter where it has none."""
+    registry = registry_of(model)
+    if registry is None:
+        raise NoSuchAdapter("no adapter is attached to this model, so nothing is known of it; attach one first")
+    return registry.anatomy
+
+
 def open_registry(model: nn.Module, anatomy: Anatomy) -> Registry:
     """The model's record, made on first use."""
     registry = registry_of(model)

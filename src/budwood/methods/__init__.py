@@ -8,12 +8,20 @@ from typing import Any, get_args
 from budwood.core import Method
 from budwood.core.method import field_types
 from budwood.errors import BadConfig, did_you_mean
+from budwood.methods.bottleneck import AdapterH as AdapterH
+from budwood.methods.bottleneck import AdapterP as AdapterP
+from budwood.methods.bottleneck import Parallel as Parallel
+from budwood.methods.compacter import Compacter as Compacter
 from budwood.methods.full import Full as Full
+from budwood.methods.fusion import Fusion as Fusion
 from budwood.methods.ia3 import IA3 as IA3
+from budwood.methods.linear_adapter import LinearAdapter as LinearAdapter
 from budwood.methods.lora import LoRA as LoRA
 from budwood.methods.selective import Selective as Selective
 
-METHODS: tuple[type[Method], ...] = (Full, Selective, LoRA, IA3)
+METHODS: tuple[type[Method], ...] = (
+    Full, Selective, LoRA, IA3, AdapterH, AdapterP, Parallel, Compacter, LinearAdapter, Fusion,
+)  # fmt: skip
 """Every method class, each with `.name`, each usable with no arguments."""
 
 _BY_NAME = {method.name: method for method in METHODS}
@@ -25,6 +33,11 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("lora", {"dora": True}),
     "rslora": ("lora", {"rslora": True}),
     "pissa": ("lora", {"init": "pissa"}),
+    "houlsby": ("adapter-h", {"init": "houlsby", "trained": "norm.*+head?"}),
+    "pfeiffer": ("adapter-p", {"init": "bert"}),
+    "language-adapter": ("adapter-p", {"reduction": 2, "invertible": True}),
+    "adapterhub-h": ("adapter-h", {"activation": "silu", "reduction": 16, "init": "bert"}),
+    "compacter++": ("compacter", {"targets": "mlp"}),
 }
 """Names that stand for a method with some fields set."""
 

@@ -1,0 +1,62 @@
+"""Which compositions mean something: refused before a forward, with the reason, and never approximated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from budwood.core.plan import Fuse, Plan, Route, Skip, Stack, Sum, names
+from budwood.core.registry import Adapter
+from budwood.errors import BadConfig
+
+
+def check_composition(plan: Plan, adapters: Mapping[str, Adapter]) -> None:
+    """Raises BadConfig for a plan that its adapters do not allow, naming the adapter and what to write instead."""
+    whole = _whole(plan, adapters)
+    if len(whole) > 1:
+        raise BadConfig(
+            f"{' and '.join(map(repr, whole))} stand in one Stack, and each replaces what the other returns "
+            "(invertible adapters, or adds_residual=false); keep one of them, or choose by row with Route"
+        )
+
+
+def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
+    """The adapters, on one way through the plan, that replace what they read instead of adding to it."""
+    match plan:
+        case str():
+            if not isinstance(adapters[plan].method.plan(plan), str):
+                raise BadConfig(f"{plan!r} is a fusion, which mixes other adapters: write Fuse((...), by={plan!r})")
+            return [] if adapters[plan].method.is_additive else [plan]
+        case Skip():
+            return _whole(plan.part, adapters)
+        case Stack():
+            return [name for part in plan.parts for name in _whole(part, adapters)]
+        case Route():
+            return max((_whole(part, adapters) for part in plan.parts), key=len)
+        case Sum() | Fuse():
+            inside = [name for part in plan.parts for name in _whole(part, adapters)]
+            if inside:
+                raise BadConfig(
+                    f"{inside[0]!r} cannot be a part of {type(plan).__name__}: it replaces what it reads (an "
+                    "invertible adapter, or adds_residual=false); put it in a Stack, or choose by row with Route"
+                )
+            if isinstance(plan, Fuse):
+                _check_fusion(plan, adapters)
+            return []
+        case _:
+            return []
+
+
+def _check_fusion(plan: Fuse, adapters: Mapping[str, Adapter]) -> None:
+    fusion = adapters[plan.by]
+    if isinstance(fusion.method.plan(plan.by), str):
+        raise BadConfig(
+            f"Fuse is given by={plan.by!r}, an adapter of {fusion.method.name}; attach one of the method fusion first"
+        )
+    covered = {site.path for site in fusion.sites}
+    for name in dict.fromkeys(names(plan)):
+        missing = [site.path for site in adapters[name].sites if site.path not in covered]
+        if missing:
+            raise BadConfig(
+                f"the fusion {plan.by!r} was not made for {name!r}: it has nothing at {missing[0]} "
+                f"({len(missing)} sites in all); attach Fusion(of=(..., {name!r}))"
+            )

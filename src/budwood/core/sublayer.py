@@ -1,0 +1,39 @@
+"""Deltas of sub-layers: what the attention or feed-forward adds to the residual stream, with that stream at hand."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from budwood.anatomy import SubLayer
+from budwood.core.delta import Delta, Source
+
+
+class SubLayerDelta(Delta):
+    """A delta that replaces the output h of a sub-layer, y = norm(r + scale h), and can read r and the norm.
+
+    h, r: [*, d].  `norm` is the LayerNorm that the model applies after the addition (post-LN), None in pre-LN models.
+    """
+
+    def __init__(self, sublayer: SubLayer) -> None:
+        super().__init__()
+        self.sublayer = sublayer
+        self.residual = Source(*sublayer.r)
+        self.sources = (self.residual,)
+        self.norms: tuple[nn.Module, ...] = ()  # in a tuple: the base's modules are not ours to register
+
+    def settle(self, model: nn.Module, name: str) -> None:
+        """Find the norm."""
+        path = self.sublayer.norm
+        self.norms = () if path is None else (model.get_submodule(path),)
+
+    def total(self, h: Tensor) -> Tensor:
+        """r + scale h: [*, d]."""
+        r = self.residual.read()
+        return r + h if self.sublayer.scale == 1 else r + self.sublayer.scale * h
+
+    def normed(self, h: Tensor) -> Tensor:
+        """norm(r + scale h): what the model makes of h: [*, d]. The norm is the base's own, without its deltas."""
+        total = self.total(h)
+        for norm in self.norms:
+            total = norm.forward(total)
+        return total
