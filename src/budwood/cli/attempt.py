@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from budwood.cli.layers import layered, text_of
-from budwood.cli.options import Machine, Talk, given
+from budwood.cli.options import Below, Machine, Talk, given
 from budwood.cli.output import Sink, Table
-from budwood.cli.subject import PREFERENCE, Pair, open_subject, whole
+from budwood.cli.subject import PREFERENCE, Pair, asked_below, open_subject, whole
 from budwood.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Asking:
 
 def attempt(
     run: str = "latest", /, *, prompt: Annotated[tuple[str, ...], Parameter(negative=())] = (), rows: int = 3,
-    model: str | None = None, max_new_tokens: int = 64, temperature: float | None = None,
+    on: Below = (), model: str | None = None, max_new_tokens: int = 64, temperature: float | None = None,
     machine: Machine | None = None, talk: Talk | None = None,
 ) -> int:  # fmt: skip
     """Answers before and after training, side by side.
@@ -78,6 +78,8 @@ def attempt(
         What to ask; repeat it for several. [asked for on a terminal, else held-out rows]
     rows: int
         How many held-out rows to ask, where there is no prompt. [3]
+    on: str
+        A run or adapter to put below it, or none; repeat it for several. [what it was trained on]
     model: str
         The base, where the adapter does not say or it moved.
     max_new_tokens: int
@@ -89,17 +91,19 @@ def attempt(
 
     machine, talk = machine or Machine(), talk or Talk()
     sink = talk.sink()
-    settings = layered(given(machine), machine.config)
+    settings = layered({**given(machine), **asked_below(on)}, machine.config)
     subject = open_subject(run, settings, sink, model=model)
     sampling = None if temperature is None else Sampling(temperature=temperature, seed=whole(settings, "seed", 0))
     asking = Asking(Pair.load(subject), subject.load_tokenizer(), max_new_tokens, sampling)
-    sink.say(f"{subject.shown}: {subject.base} before, and as trained")
+    sink.say(f"{subject.in_force}: {subject.base} before, and as trained")
     if not prompt and is_interactive(sink):
         return _converse(asking, sink)
     answered = _asked(asking, prompt) if prompt else held_out(asking, rows)
     for one in answered:
         show(one, sink)
-    sink.result({"subject": subject.shown, "base": subject.base, "answers": [asdict(one) for one in answered]})
+    sink.result(
+        {"subject": subject.shown, "base": subject.base, "on": subject.on, "answers": [asdict(one) for one in answered]}
+    )
     return 0
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from budwood.cli.layers import layered, text_of
-from budwood.cli.options import Machine, Talk, given
+from budwood.cli.options import Below, Machine, Talk, given
 from budwood.cli.output import Sink, Table
 from budwood.cli.places import make_parent, refuse_taken
-from budwood.cli.subject import PREFERENCE, Pair, Subject, open_subject, whole
+from budwood.cli.subject import PREFERENCE, Pair, Subject, asked_below, open_subject, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: str, data: str | None = None, /, *, model: str | None = None, split: str | None = None,
-    metric: Annotated[tuple[str, ...], Parameter(negative=())] = (), answers: int | None = None,
+    metric: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    on: Below = (), answers: int | None = None,
     out: Path | None = None, force: bool = False, machine: Machine | None = None, talk: Talk | None = None,
 ) -> int:  # fmt: skip
     """Score a run or an adapter on held-out rows, beside its base.
@@ -40,6 +41,8 @@ def evaluate(
         Which rows. [test, else validation, else train]
     metric: str
         What to score, as rouge_l; repeat it for several. [those that need no generation]
+    on: str
+        A run or adapter to put below it, or none; repeat it for several. [what it was trained on]
     answers: int
         Answer only so many prompts, for metrics of answers. [all]
     out: Path
@@ -52,12 +55,12 @@ def evaluate(
     if out is not None:
         refuse_taken(out, force=force)
         make_parent(out)
-    settings = layered(given(machine), machine.config)
+    settings = layered({**given(machine), **asked_below(on)}, machine.config)
     subject = open_subject(run, settings, sink, model=model)
     corpus = subject.read(data)
     split = split or next(name for name in PREFERENCE if name in corpus.splits)
     _warn_of_seen_rows(subject, data, split, sink)
-    sink.say(f"{subject.shown} on {corpus.origin}, {split}: {len(corpus.rows(split))} rows")
+    sink.say(f"{subject.in_force}: {corpus.origin}, {split}, {len(corpus.rows(split))} rows")
     trained, base = _both(subject, corpus, split, metric, answers)
     for note in trained.notes:
         sink.say(note)
@@ -67,7 +70,7 @@ def evaluate(
         Table(("metric", ">value", "95 % interval", ">base", "95 % interval", ">n", "unit"), _rows(trained, base))
     )
     sink.result({
-        "subject": subject.shown, "base": subject.base, "data": corpus.origin, "split": split,
+        "subject": subject.shown, "base": subject.base, "on": subject.on, "data": corpus.origin, "split": split,
         "scores": [vars(score) for score in trained.scores], "base_scores": [vars(score) for score in base.scores],
         "notes": trained.notes, "predictions": out,
     })  # fmt: skip

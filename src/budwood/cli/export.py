@@ -62,6 +62,11 @@ def _to_peft(subject: Subject, out: Path, sink: Sink, *, force: bool) -> None:
         _check(subject, draft)
         num_bytes = sum(path.stat().st_size for path in draft.iterdir())
     sink.say(f"{kind} adapter for {subject.base}, {size(num_bytes)}; every tensor is as trained")
+    for below in subject.on:
+        sink.complain(
+            f"it was trained on top of {below}, which is not in it: export that, too, and use both; or --to merged",
+            style="yellow",
+        )
     sink.say(f"load it with: peft.PeftModel.from_pretrained(model, {str(out)!r})")
     sink.data(str(out))
     sink.result({"out": out, "type": kind, "base": subject.base, "bytes": num_bytes})

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from budwood.core import Method
 
 PREFIX = "BUDWOOD_"
-BESIDE = ("model", "data", "method", "out", "columns", "template", "task", "offline", "trust_remote_code", "version")
+BESIDE = (
+    *("model", "data", "method", "on", "out", "columns", "template", "task", "offline"),
+    *("trust_remote_code", "version"),
+)
 """Keys that may stand in a file beside those of TrainConfig."""
 NAMES = {
     "model_name_or_path": "model",
@@ -65,9 +68,11 @@ def read_yaml(path: Path) -> dict[str, object]:
         raise BadConfig(f"{path} is not YAML: {where}; write one `key: value` a line") from error
     if found is None:
         return {}
+    if isinstance(found, dict) and True in found:  # YAML 1.1 takes a bare `on` for true
+        found = {"on" if key is True else key: value for key, value in found.items()}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BadConfig(f"{path} holds {type(found).__name__}; write one `key: value` a line, as `budget: 10m`")
-    return found
+    return {str(key): value for key, value in found.items()}
 
 
 def _from_file(path: Path) -> Settings:
@@ -136,6 +141,14 @@ def columns_of(value: object) -> dict[str, str] | None:
     from budwood.data import parse_columns
 
     return dict(parse_columns(str(value)))
+
+
+def words_of(value: object, key: str) -> tuple[str, ...]:
+    """A setting that is one word or a list of them. Raises BadConfig."""
+    listed = [value] if isinstance(value, (str, Path)) else value or []
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(word, (str, Path)) for word in listed):
+        raise BadConfig(f"{key} is {value!r}; write a word or a list of words")
+    return tuple(str(word) for word in listed)
 
 
 def method_of(value: object) -> Method:

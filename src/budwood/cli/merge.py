@@ -10,7 +10,7 @@ from budwood.cli.layers import layered
 from budwood.cli.options import Machine, Talk, given
 from budwood.cli.output import Sink, size
 from budwood.cli.places import new_folder
-from budwood.cli.subject import NAME, PREFERENCE, Subject, open_subject, whole
+from budwood.cli.subject import PREFERENCE, Subject, open_subject, whole
 from budwood.errors import BadConfig, VerificationFailed
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def merge(
     run: str, /, *, out: Path, dtype: str | None = None, model: str | None = None, force: bool = False,
     machine: Machine | None = None, talk: Talk | None = None,
 ) -> int:  # fmt: skip
-    """Fold an adapter into its base's weights, and check the result.
+    """Fold an adapter into its base's weights, with those it was trained on, and check the result.
 
     Parameters
     ----------
@@ -67,6 +67,7 @@ def merge_to(subject: Subject, out: Path, *, dtype: str | None, force: bool) -> 
     import torch
 
     from budwood.assets.quiet import quiet
+    from budwood.core import adapters
     from budwood.train.verify import sample_logits, verify_merge
 
     if dtype is not None and dtype not in DTYPES:
@@ -74,8 +75,10 @@ def merge_to(subject: Subject, out: Path, *, dtype: str | None, force: bool) -> 
     with new_folder(out, force=force) as draft:
         stored: torch.dtype = getattr(torch, dtype) if dtype else _stored_dtype(subject)
         tokenizer, model = subject.load_tokenizer(), subject.load(dtype=torch.float32)
+        for below in subject.on:
+            subject.sink.say(f"folded in as well: {below}")
         batches = [_held_out(subject, tokenizer)]
-        report = verify_merge(model, name=NAME, batches=batches, dtype=stored)
+        report = verify_merge(model, names=tuple(adapters(model)), batches=batches, dtype=stored)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(stored).float()
         expected = sample_logits(model, batches, torch.float32)

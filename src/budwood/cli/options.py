@@ -55,6 +55,8 @@ COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=("budwood",
 """What was typed, for the record."""
 Unlisted = Parameter(show=False)
 """A flag that works and that the help leaves to docs/howto/cli.md."""
+Below = Annotated[tuple[str, ...], Parameter(negative=(), show=False)]
+"""What an adapter stands on: runs or adapter folders."""
 
 
 @Parameter(name="*")
@@ -74,6 +76,8 @@ class Training:
     """Stop after preflight: nothing is trained or written."""
     force: bool = False
     """Replace the run that is in --out."""
+    on: Below = ()
+    """A run or an adapter to train on top of, which stays as it is; repeat it for several."""
     task: Annotated[str | None, Unlisted] = None
     """causal-lm or classification, where the data leaves it open."""
     accumulate: Annotated[int | None, Unlisted] = None

@@ -73,7 +73,8 @@ def show(run: str = "latest", /, *, root: Path = Path("runs"), talk: Talk | None
     rows = [
         ("run", folder.path), ("status", manifest.status + (f": {manifest.error}" if manifest.error else "")),
         ("command", " ".join(manifest.command)), ("model", manifest.model), ("data", manifest.data),
-        ("method", method_line(manifest)), ("started", manifest.started), ("finished", manifest.finished),
+        ("method", method_line(manifest)), *(("on top of", folder) for folder in manifest.on),
+        ("started", manifest.started), ("finished", manifest.finished),
         *result_rows(result),
     ]  # fmt: skip
     sink.show(Table(("", ""), rows))
@@ -130,7 +131,7 @@ def result_rows(result: Result | None) -> list[tuple[str, str]]:
 def next_steps(folder: RunFolder, status: str) -> list[str]:
     """What to type now."""
     if status != "finished" and (folder.state / "state.json").is_file():
-        return [f"go on with   budwood train --resume {folder.path}"]
+        return [f"go on with   budwood train --resume {quote(str(folder.path.absolute()))}"]
     if status != "finished":
         return [f"start again  {' '.join(map(quote, folder.manifest().command))}"]
     return [

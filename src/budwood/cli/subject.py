@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budwood.cli.layers import columns_of, text_of
+from budwood.cli.layers import columns_of, text_of, words_of
 from budwood.cli.output import Sink
 from budwood.errors import BadConfig, NotAvailable
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from budwood.data import Corpus, Task
+    from budwood.interop import Description
     from budwood.records import RunFolder
 
 NAME = "trained"
@@ -42,11 +43,18 @@ class Subject:
     settings: Mapping[str, object]
     """What was asked for, over what the run was trained with."""
     sink: Sink
+    on: tuple[str, ...] = ()
+    """Folders of the adapters that it stands on here, the lowest first."""
 
     @property
     def shown(self) -> str:
         """How it is called in messages."""
         return str(self.run.path if self.run else self.folder)
+
+    @property
+    def in_force(self) -> str:
+        """How it is called, with what it stands on."""
+        return self.shown + "".join(f", on {folder}" for folder in reversed(self.on))
 
     @property
     def device(self) -> torch.device:
@@ -91,11 +99,14 @@ class Subject:
         return model.to(self.device)
 
     def load(self, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """The base with the adapter on it, called NAME. Raises BadCheckpoint for a wrong base or damaged files."""
-        from budwood.interop import load
+        """The base with the adapter on it, called NAME, and those it stands on below.
+
+        Raises BadCheckpoint for a wrong base or damaged files.
+        """
+        from budwood.train.stacking import load_on
 
         model = self.load_base(dtype=dtype)
-        load(model, self.folder, name=NAME)
+        load_on(model, self.folder, name=NAME, on=self.on)
         return model
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -167,6 +178,7 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
     model: the base to use instead of the one it names
     Raises NotAvailable if there is no such thing, BadConfig where nothing says what its base is.
     """
+    from budwood.interop import describe
     from budwood.records import RunFolder
 
     path = Path(where).expanduser()
@@ -181,9 +193,12 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
         raise NotAvailable(
             f"{run.path} has no adapter yet (it is {manifest.status}); go on with: budwood train --resume {run.path}"
         )
-    labels = _labels(run.adapter)
+    found = describe(run.adapter)
     task: Task = "classification" if manifest.task == "classification" else "causal-lm"
-    return Subject(run.adapter, run, model or manifest.model, task, labels, _over(settings, run.config()), sink)
+    return Subject(
+        run.adapter, run, model or manifest.model, task, found.labels, _over(settings, run.config()), sink,
+        on=_below(found, settings, str(run.path)),
+    )  # fmt: skip
 
 
 def _of_adapter(path: Path, settings: Mapping[str, object], sink: Sink, model: str | None) -> Subject:
@@ -194,13 +209,26 @@ def _of_adapter(path: Path, settings: Mapping[str, object], sink: Sink, model: s
     if not base:
         raise BadConfig(f"{path} does not say which base it is for; name it with --model")
     task: Task = "classification" if found.labels else "causal-lm"
-    return Subject(path, None, base, task, found.labels, settings, sink)
+    return Subject(path, None, base, task, found.labels, settings, sink, on=_below(found, settings, str(path)))
 
 
-def _labels(folder: Path) -> tuple[str, ...] | None:
-    from budwood.interop import describe
+def _below(found: Description, settings: Mapping[str, object], shown: str) -> tuple[str, ...]:
+    """The adapters it stands on: those asked for, else those it was trained on.
 
-    return describe(folder).labels
+    Raises NotAvailable or BadConfig for what is not there or cannot stand below.
+    """
+    from budwood.train.stacking import find_below
+
+    asked = words_of(settings.get("on"), "on")
+    if asked:
+        return find_below(asked)
+    gone = [folder for folder in found.on if not (Path(folder) / "adapter_config.json").is_file()]
+    if gone:
+        raise NotAvailable(
+            f"{shown} was trained on top of {gone[0]}, which is not there any more; "
+            "say where it is with --on FOLDER, or do without it with --on none"
+        )
+    return found.on
 
 
 def _over(settings: Mapping[str, object], trained_with: Mapping[str, Any]) -> dict[str, object]:
@@ -208,6 +236,11 @@ def _over(settings: Mapping[str, object], trained_with: Mapping[str, Any]) -> di
     kept = ("columns", "template", "max_length", "seed", "trust_remote_code")
     found: dict[str, object] = {key: trained_with[key] for key in kept if trained_with.get(key) is not None}
     return {**found, **settings}
+
+
+def asked_below(on: tuple[str, ...]) -> dict[str, object]:
+    """The flag --on as a setting; nothing where it was not typed."""
+    return {"on": on} if on else {}
 
 
 def whole(settings: Mapping[str, object], key: str, default: int) -> int:

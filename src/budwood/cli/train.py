@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budwood.cli.layers import Settings, columns_of, layered, method_of, require, split, text_of
+from budwood.cli.layers import Settings, columns_of, layered, method_of, require, split, text_of, words_of
 from budwood.cli.options import COMMAND, Machine, Talk, Training, given
 from budwood.cli.output import Sink, Table
 from budwood.cli.progress import Progress, tell_preflight
@@ -74,7 +74,7 @@ def job_of(settings: Settings, *, force: bool) -> Job:
     template, task, out = (text_of(beside, key) for key in ("template", "task", "out"))
     return Job(
         model=require(beside, "model", USAGE), data=require(beside, "data", USAGE),
-        method=method_of(beside.get("method")),
+        method=method_of(beside.get("method")), on=words_of(beside.get("on"), "on"),
         config=TrainConfig.from_dict(plain), columns=columns_of(beside.get("columns")),
         template=_one_of("template", template or "auto", ("auto", "chat", "plain")),  # type: ignore[arg-type]
         task=task and _one_of("task", task, ("causal-lm", "classification")),  # type: ignore[arg-type]

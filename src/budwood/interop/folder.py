@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ class Description:
     labels: tuple[str, ...] | None
     kind: str
     """The folder's own word for its type, as LORA."""
+    on: tuple[str, ...] = ()
+    """Folders of the adapters that it was trained on top of, the lowest first."""
 
 
-def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
+def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] = ()) -> Path:
     """Write the adapter `name` to `folder`: adapter_config.json and adapter_model.safetensors.
 
-    A task head that was trained is in it. Raises NoSuchAdapter, or BadConfig where the folder cannot be written.
+    A task head that was trained is in it. on: folders of the adapters that it was trained on top of, for the record.
+    Raises NoSuchAdapter, or BadConfig where the folder cannot be written.
     """
     model = root_of(model)
     registry, adapter = adapter_of(model, name)
@@ -49,6 +52,7 @@ def save(model: nn.Module, folder: Path | str, *, name: str) -> Path:
         "fingerprint": _fingerprint(model, adapter, registry.anatomy),
         "trained": None if adapter.unfrozen else _trained_paths(model, adapter),
         "labels": _labels(model, adapter, registry.anatomy),
+        "on": list(on),
     }
     if peft.can_write(adapter):
         config, tensors = peft.write(model, adapter)
@@ -94,7 +98,8 @@ def describe(folder: Path | str) -> Description:
     method = _method(own, folder) if own.get("method") else None
     labels = own.get("labels")
     base = str(own.get("base") or config.get("base_model_name_or_path") or "")
-    return Description(base, method, tuple(labels) if labels else None, str(config.get("peft_type", "unknown")))
+    kind = str(config.get("peft_type", "unknown"))
+    return Description(base, method, tuple(labels) if labels else None, kind, tuple(own.get("on") or ()))
 
 
 def _understand(

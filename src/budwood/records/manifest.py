@@ -37,7 +37,9 @@ class Manifest:
     seed: int
     """Of order, initialisation and dropout."""
     task: str = "causal-lm"
-    """Or "classification"."""
+    """Or another of `budwood.data.TASKS`."""
+    on: tuple[str, ...] = ()
+    """Folders of the adapters that it is trained on top of, the lowest first."""
     base: dict[str, Json] | None = None
     """Fingerprint of the base model."""
     status: Status = "running"
@@ -87,7 +89,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: status {data.get('status')!r}, method {data['method']!r} are not what a run has; "
             f"status is one of {', '.join(get_args(Status))} and method an object"
         )
-    for name in ("command", "resumed"):
+    for name in ("command", "resumed", "on"):
         data[name] = tuple(data.get(name) or ())
     return Manifest(**data)
 

@@ -48,6 +48,7 @@ def write_card(
         f"for {config.budget}, {config.batch} rows a step, learning rate {prepared.learning_rate:g}, "
         f"seed {config.seed}, in {str(prepared.compute).removeprefix('torch.')}.",
         "",
+        *_below(job.on),
         "```yaml",
         yaml.safe_dump({"method": plain(method)}, sort_keys=False).strip(),
         "```",
@@ -57,7 +58,7 @@ def write_card(
         "",
         "```python",
         "import budwood as bw",
-        "bw.load(model, 'path/to/this/folder', name='adapter')   # model: the base named above",
+        *_loading(job.on),
         "```",
         "",
         "## What was proved",
@@ -67,6 +68,25 @@ def write_card(
     ]
     write_text(folder / "README.md", "\n".join(lines))
     return folder / "README.md"
+
+
+def _below(on: Sequence[str]) -> list[str]:
+    """What it stands on."""
+    if not on:
+        return []
+    return ["It was trained on top of these adapters, which stayed as they were, and means little without:", ""] + [
+        *(f"- {folder}" for folder in on), "",
+    ]  # fmt: skip
+
+
+def _loading(on: Sequence[str]) -> list[str]:
+    """Lines of Python that put it to use."""
+    last = "bw.load(model, 'path/to/this/folder', name='adapter')   # model: the base named above"
+    if not on:
+        return [last]
+    below = [f"bw.load(model, {folder!r}, name='below{number}')" for number, folder in enumerate(on, start=1)]
+    names = [*(f"below{number}" for number in range(1, len(on) + 1)), "adapter"]
+    return [*below, last, f"bw.activate(model, bw.Stack({tuple(names)!r}))"]
 
 
 def _scores(scores: Sequence[Quality], material: Material) -> list[str]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from budwood.core import adapters
+from budwood.core import parameters as parameters_of
 from budwood.data import Batch
 from budwood.errors import CannotFold
 from budwood.evaluate import latency
 from budwood.evaluate.generate import context_of
 from budwood.evaluate.task import EvaluationResult
-from budwood.interop import load, save
+from budwood.interop import save
 from budwood.records import Inference, Parameters, Quality, RunFolder, Timing, count
 from budwood.train.card import write_card
 from budwood.train.judging import Judge
@@ -23,6 +25,7 @@ from budwood.train.observer import Observer
 from budwood.train.precision import arithmetic, store_compactly
 from budwood.train.proof import Movement
 from budwood.train.setup import Prepared
+from budwood.train.stacking import load_on
 from budwood.train.verify import MergeReport, Reload, verify_merge, verify_reload
 
 CHECKED = 8
@@ -50,19 +53,22 @@ def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, obse
     """
     prepared, material = judge.prepared, judge.material
     name = prepared.adapter.name
-    save(prepared.model, folder.adapter, name=name)
+    save(prepared.model, folder.adapter, name=name, on=judge.job.on)
     rows = _checked_rows(judge)
     fresh = fresh_base(prepared, material, judge.job.config.seed + OTHER_SEED)
-    reload = verify_reload(prepared.model, fresh, folder.adapter, name=name, batches=rows, compute=prepared.compute)
+    reload = verify_reload(
+        prepared.model, fresh, folder.adapter, name=name, on=judge.job.on, batches=rows, compute=prepared.compute
+    )
     observer.note(str(reload))
     timing = time_answers(fresh, prepared.compute)
     merged, merged_timing = _merge(judge, fresh, folder.adapter, rows, observer)
-    trained_bytes = count(prepared.parameters.values())[1]
+    in_force = (*prepared.below, name)
+    added_bytes = sum(count(parameters_of(prepared.model, one))[1] for one in in_force)
     in_place = bool(prepared.adapter.unfrozen)
     inference = Inference(
         timings=(timing,),
         base_timings=(base_timing,),
-        extra_weight_bytes=0 if in_place else trained_bytes,
+        extra_weight_bytes=0 if in_place else added_bytes,
         mergeable=merged is not None,
         merged_timings=None if merged_timing is None else (merged_timing,),
     )
@@ -89,9 +95,12 @@ def time_answers(model: Any, compute: torch.dtype) -> Timing:
 def parameters(prepared: Prepared, stored_bytes: int) -> Parameters:
     """The first dimension."""
     trained = count(prepared.parameters.values())
-    own = set() if prepared.adapter.unfrozen else {id(p) for p in prepared.parameters.values()}
-    base = count(p for p in prepared.model.parameters() if id(p) not in own)
-    return Parameters(trained_count=trained[0], trained_bytes=trained[1], base_count=base[0], stored_bytes=stored_bytes)
+    return Parameters(
+        trained_count=trained[0],
+        trained_bytes=trained[1],
+        base_count=prepared.base_count,
+        stored_bytes=stored_bytes,
+    )
 
 
 def quality(after: EvaluationResult | None, before: EvaluationResult | None) -> tuple[Quality, ...]:
@@ -128,9 +137,9 @@ def _merge(
     if prepared.compute == torch.bfloat16:
         del fresh
         fresh = judge.material.source.fresh(torch.float32, seed=judge.job.config.seed + OTHER_SEED).float()
-        load(fresh.to(prepared.device), adapter, name=name)
+        load_on(fresh.to(prepared.device), adapter, name=name, on=judge.job.on)
     try:
-        report = verify_merge(fresh, name=name, batches=rows)
+        report = verify_merge(fresh, names=tuple(adapters(fresh)), batches=rows)
     except CannotFold as refusal:
         observer.note(f"cannot be merged: {refusal}")
         return None, None

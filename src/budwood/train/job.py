@@ -14,8 +14,9 @@ from budwood.errors import BadConfig, did_you_mean
 from budwood.methods import LoRA, method_from_dict, method_to_dict
 from budwood.records import Json
 from budwood.train.config import TrainConfig
+from budwood.train.stacking import check_stackable, find_below
 
-SAID = ("model", "data", "method", "columns", "template", "task", "offline")
+SAID = ("model", "data", "method", "on", "columns", "template", "task", "offline")
 """What config.yaml says beside the settings of `TrainConfig`."""
 
 
@@ -29,6 +30,8 @@ class Job:
     """A name (demo-chat, a file, a folder, a hub id), or a `datasets.Dataset`."""
     method: Method = field(default_factory=LoRA)
     """What is trained."""
+    on: tuple[str, ...] = ()
+    """Runs or adapter folders that it is trained on top of, frozen, the lowest first."""
     config: TrainConfig = field(default_factory=TrainConfig)
     """How."""
     tokenizer: Any = None
@@ -55,10 +58,15 @@ class Job:
     """What was typed, for the record."""
 
     def __post_init__(self) -> None:
-        """A file or folder is known by its absolute path from here on: the run is used from other folders, too."""
+        """A file or folder is known by its absolute path from here on: the run is used from other folders, too.
+
+        Raises what `find_below` does for `on`, and BadConfig for a method that cannot stand on others.
+        """
         for name, value in (("model", self.model), ("data", self.data)):
             if isinstance(value, str | Path) and (path := Path(value).expanduser()).exists():
                 object.__setattr__(self, name, str(path.absolute()))
+        object.__setattr__(self, "on", find_below(self.on, root=self.root))
+        check_stackable(self.method, self.on)
 
     @property
     def model_name(self) -> str:
@@ -76,6 +84,7 @@ class Job:
             "model": self.model_name,
             "data": self.data_name,
             "method": method_to_dict(self.method),
+            "on": list(self.on) or None,
             "columns": dict(self.columns) if self.columns else None,
             "template": self.template,
             "task": self.task,

@@ -81,6 +81,8 @@ class Preflight:
     """Peak memory expected, on top of the imports."""
     predicted_s: float
     """Seconds of training expected."""
+    on: tuple[str, ...] = ()
+    """Folders of the frozen adapters that it stands on, the lowest first."""
 
     @property
     def epochs(self) -> float:
@@ -109,6 +111,7 @@ class Preflight:
             f"{self.method}: {self.trained_count:,} parameters trained ({share:.2%} of {self.base_count:,}), "
             f"learning rate {self.learning_rate:g}"
         )
+        lines += [f"on top of {folder}, which stays as it is" for folder in self.on]
         if forecast.pieces > 1:
             lines.append(f"a step's rows are computed in {forecast.pieces} pieces, to fit in memory")
         lines.append(
@@ -159,15 +162,15 @@ def data_facts(corpus: Corpus, train: Encoded, held_out: int, tokenizer: PreTrai
 
 
 def preflight(
-    data: DataFacts, prepared: Prepared, feed: Feed, config: TrainConfig, forecast: Forecast, *, held_bytes: int
-) -> Preflight:
+    data: DataFacts, prepared: Prepared, feed: Feed, config: TrainConfig, forecast: Forecast, *, held_bytes: int,
+    on: tuple[str, ...] = (),
+) -> Preflight:  # fmt: skip
     """The whole check.
 
     held_bytes  what the process holds by now, on top of its imports: weights, mostly
+    on          folders of the adapters below the one that is trained
     """
     trained = count(prepared.parameters.values())
-    own = {id(p) for p in prepared.parameters.values()} if not prepared.adapter.unfrozen else set()
-    base = count(p for p in prepared.model.parameters() if id(p) not in own)
     budget = config.parsed_budget
     steps = budget.steps(feed.steps_per_epoch)
     return Preflight(
@@ -175,7 +178,7 @@ def preflight(
         method=prepared.adapter.method.name,
         trained_count=trained[0],
         trained_bytes=trained[1],
-        base_count=base[0],
+        base_count=prepared.base_count,
         learning_rate=prepared.learning_rate,
         device=str(prepared.device),
         precision=str(prepared.compute).removeprefix("torch."),
@@ -184,6 +187,7 @@ def preflight(
         forecast=forecast,
         predicted_bytes=held_bytes + forecast.step_bytes,
         predicted_s=budget.amount if steps is None else steps * forecast.step_s,
+        on=on,
     )
 
 

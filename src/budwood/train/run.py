@@ -13,7 +13,6 @@ from budwood.data import Row, Template
 from budwood.data.corpus import Task
 from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
-from budwood.interop import load
 from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
 from budwood.train.checkpoint import Standing, has_state, load_state
@@ -26,6 +25,7 @@ from budwood.train.observer import Observer, Silent
 from budwood.train.preflight import Preflight
 from budwood.train.proof import Ledger
 from budwood.train.recorder import Recorder
+from budwood.train.stacking import load_on
 from budwood.train.start import Started, manifest_of, start
 from budwood.train.status import Status, resume_command, told_status, what_is_saved
 
@@ -65,7 +65,7 @@ class Run:
         return self.folder.samples()
 
     def load(self, *, name: str = "default") -> tuple[Any, Any]:
-        """(model, tokenizer): the base from where it came from, with the adapter attached and active.
+        """(model, tokenizer): the base from where it came from, with the adapter and those it stands on in force.
 
         Raises NotAvailable for a base that was an object in memory: load the adapter into it, with `budwood.load`.
         """
@@ -73,7 +73,7 @@ class Run:
         ref = resolve_model(manifest.model)
         task: Any = manifest.task
         model = load_model(ref, task=task, labels=self.folder.data().get("labels"))
-        load(model, self.adapter, name=name)
+        load_on(model, self.adapter, name=name, on=manifest.on)
         return model, load_tokenizer(ref)
 
 
@@ -88,6 +88,7 @@ def train(
     columns: Mapping[str, str] | None = None,
     template: Template = "auto",
     task: Task | None = None,
+    on: Sequence[str | Path] = (),
     name: str = "default",
     out: str | Path | None = None,
     force: bool = False,
@@ -102,6 +103,7 @@ def train(
     budget   "10m", "500steps", "2epochs": short for the config's
     config   a `TrainConfig` or its fields; other tools' names are accepted
     columns  canonical column to the one that holds it, {"prompt": "q", "completion": "a"}
+    on       runs or adapter folders that it is trained on top of, frozen, the lowest first
     name     what the adapter is called on the model: another one for each training of the same loaded model
     out      the run folder; None makes runs/<time>-<method>-<model>
     observer is told what happens, step by step
@@ -119,6 +121,7 @@ def train(
             columns=columns,
             template=template,
             task=task,
+            on=tuple(str(one) for one in on),
             name=name,
             out=None if out is None else Path(out),
             force=force,
@@ -137,6 +140,9 @@ def _check_out(job: Job) -> None:
     """Raise BadConfig for an `out` that cannot be made or is taken, before a model is loaded; nothing is written."""
     if job.out is None:
         return
+    held = [folder for folder in job.on if Path(folder).is_relative_to(job.out.absolute())]
+    if held:
+        raise BadConfig(f"{job.out} holds {held[0]}, which this run stands on (--on); choose another --out")
     there = next(place for place in (job.out.absolute(), *job.out.absolute().parents) if place.exists())
     if not there.is_dir():
         raise BadConfig(f"cannot write {job.out}: {there} is a file; choose another --out")
@@ -267,7 +273,7 @@ def _examine_base(judge: Judge) -> _Before:
 
 def _take_up(started: Started, status: Status, observer: Recorder) -> Standing:
     """Where the saved state stands; the run is claimed once that state was found to fit."""
-    standing = load_state(status.folder.state, started.prepared, identity=started.material.identity)
+    standing = load_state(status.folder.state, started.prepared, identity=started.identity)
     status.claim(standing.step)
     observer.taken = standing.step
     observer.note(f"going on after step {standing.step}")
@@ -286,7 +292,7 @@ def _train(
     """The loop, from the beginning (None) or from where a resumed run stands."""
     saving = Saving(
         folder=folder.state,
-        identity=started.material.identity,
+        identity=started.identity,
         resume_command=resume_command(folder),
     )
 

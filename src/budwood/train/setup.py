@@ -7,7 +7,7 @@ before (assets); attaching freezes; nothing compiles here yet; sharding is Accel
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,12 +17,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from budwood.anatomy import Anatomy
-from budwood.core import Adapter, Method, attach, named_parameters, unfired
+from budwood.core import Adapter, Method, adapters, attach, named_parameters, unfired
 from budwood.data import Batch
 from budwood.errors import BadConfig, WrongOrder
+from budwood.records import count
 from budwood.train.config import TrainConfig
 from budwood.train.precision import arithmetic, master, resolve_device, resolve_precision
 from budwood.train.randomness import seed_everything
+from budwood.train.stacking import lay, stand
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Prepared:
     compute: torch.dtype
     """torch.bfloat16: products run in bfloat16 (autocast); torch.float32: nothing is touched."""
     accelerator: Accelerator
+    below: tuple[str, ...] = ()
+    """Names of the frozen adapters that it stands on, the lowest first."""
+
+    @property
+    def base_count(self) -> int:
+        """Parameters of the base, without any adapter's."""
+        attached = [a.name for a in adapters(self.model).values() if not a.unfrozen]
+        added = {id(p) for name in attached for p in named_parameters(self.model, name).values()}
+        return count(p for p in self.model.parameters() if id(p) not in added)[0]
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -57,11 +68,13 @@ def prepare(
     config: TrainConfig,
     *,
     name: str = "default",
+    on: Sequence[str] = (),
     sample: Batch | None = None,
     anatomy: Anatomy | None = None,
 ) -> Prepared:
     """Attach `method` to a loaded model and make everything ready for the first step.
 
+    on       adapter folders that it is trained on top of, frozen, the lowest first
     sample   a batch that one forward is tried on: every adapted module has to run
     anatomy  what `discover(model)` returned, if that is known
     Raises   WrongOrder naming the modules that did not, BadConfig for a device, precision or setting that the
@@ -72,7 +85,9 @@ def prepare(
     _check_weights(model, config, compute)
     seed_everything(config.seed)
     model.to(device)
+    below = lay(model, on, top=name, anatomy=anatomy)
     adapter = attach(model, method, name=name, anatomy=anatomy)
+    stand(model, below, name)
     parameters = named_parameters(model, name)
     for parameter in parameters.values():
         parameter.data = master(parameter.data)
@@ -85,7 +100,7 @@ def prepare(
     trained = accelerator.prepare_model(model, device_placement=False)
     rate = method.rate if config.learning_rate is None else config.learning_rate
     optimizer = build_optimizer(parameters, rate, config.weight_decay)
-    return Prepared(model, trained, adapter, parameters, optimizer, rate, device, compute, accelerator)
+    return Prepared(model, trained, adapter, parameters, optimizer, rate, device, compute, accelerator, below)
 
 
 def build_optimizer(

@@ -24,6 +24,7 @@ from budwood.train.preflight import Preflight, data_facts, preflight
 from budwood.train.probe import probe
 from budwood.train.randomness import seed_everything
 from budwood.train.setup import Prepared, prepare
+from budwood.train.stacking import contents
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Started:
         """Where a new run stands, if the forecast asks for more pieces than the config; None for the plain start."""
         pieces = self.facts.forecast.pieces
         return Standing(pieces=pieces) if pieces > self.job.config.accumulate else None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a resumed run must find unchanged."""
+        below = {"adapters below": contents(self.job.on)} if self.job.on else {}
+        return {**self.material.identity, **below}
 
     def memory(self) -> Memory:
         """The most the run held, loading included; verification, which comes after, not."""
@@ -118,7 +125,7 @@ def start(job: Job) -> Started:
         where=lambda row: material.corpus.where("train", row),
     )
     sample = feed.batch(feed.longest(1))
-    prepared = prepare(model, job.method, job.config, name=job.name, sample=sample, anatomy=anatomy)
+    prepared = prepare(model, job.method, job.config, name=job.name, on=job.on, sample=sample, anatomy=anatomy)
     if prepared.accelerator.num_processes > 1:
         raise BadConfig(
             f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "
@@ -131,7 +138,7 @@ def start(job: Job) -> Started:
         held_bytes = torch.cuda.memory_allocated(device)
     forecast = probe(prepared, objective, feed, job.config)
     probed = meter.read()
-    facts = preflight(data, prepared, feed, job.config, forecast, held_bytes=held_bytes)
+    facts = preflight(data, prepared, feed, job.config, forecast, held_bytes=held_bytes, on=job.on)
     high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
     return Started(job, material, prepared, anatomy, objective, feed, facts, meter, high)
 
@@ -144,6 +151,7 @@ def manifest_of(started: Started) -> Manifest:
         command=job.command,
         model=job.model_name,
         method=method_to_dict(method),
+        on=job.on,
         data=job.data_name,
         seed=job.config.seed,
         task=started.material.corpus.task,

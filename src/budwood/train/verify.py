@@ -18,6 +18,7 @@ from budwood.evaluate import evaluating
 from budwood.interop import load
 from budwood.train.objective import logits_at
 from budwood.train.precision import arithmetic
+from budwood.train.stacking import lay, stand
 
 POSITIONS = 64
 """Most positions of a row whose logits are compared."""
@@ -40,7 +41,7 @@ class Reload:
     largest_logit: float
     """What the difference is to be seen against."""
     effect: float
-    """Largest difference that the adapter makes to the base's logits; 0 for an adapter without effect."""
+    """Largest difference that the adapter makes to the logits of what it stands on; 0 for one without effect."""
 
     def __str__(self) -> str:
         return (
@@ -79,18 +80,23 @@ class MergeReport:
 
 
 def verify_reload(
-    model: Any, fresh: Any, folder: Path, *, name: str, batches: Sequence[Batch], compute: torch.dtype
-) -> Reload:
+    model: Any, fresh: Any, folder: Path, *, name: str, on: Sequence[str] = (), batches: Sequence[Batch],
+    compute: torch.dtype,
+) -> Reload:  # fmt: skip
     """Load the saved adapter into `fresh` and compare logits with the trained model's.
 
     fresh    the base as it is loaded from disk, nothing attached; has the adapter afterwards
+    on       folders of the adapters that it was trained on top of, loaded first
     batches  held-out rows
     Raises   VerificationFailed with the largest difference, or if the adapter has no effect at all
     """
     trained = sample_logits(model, batches, compute)
-    base = sample_logits(fresh, batches, compute)
     registry = registry_of(model)
-    load(fresh, folder, name=name, anatomy=registry.anatomy if registry else None)
+    anatomy = registry.anatomy if registry else None
+    below = lay(fresh, on, top=name, anatomy=anatomy)
+    base = sample_logits(fresh, batches, compute)
+    load(fresh, folder, name=name, anatomy=anatomy)
+    stand(fresh, below, name)
     loaded = sample_logits(fresh, batches, compute)
     report = Reload(
         rows=sum(len(batch) for batch in batches),
@@ -113,17 +119,18 @@ def verify_reload(
 
 
 def verify_merge(
-    model: Any, *, name: str, batches: Sequence[Batch], dtype: torch.dtype = torch.bfloat16
+    model: Any, *, names: Sequence[str], batches: Sequence[Batch], dtype: torch.dtype = torch.bfloat16
 ) -> MergeReport:
-    """Merge an adapter into a float32 model, and say what that and storing it as `dtype` changes.
+    """Merge adapters, the lowest of a stack first, into a float32 model; say what that and storing `dtype` changes.
 
     Afterwards the model is merged, its changed weights rounded to `dtype` and kept in float32, ready to be stored.
-    Raises  CannotFold where the method or the model does not allow it (nothing is changed then);
+    Raises  CannotFold where a method or the model does not allow it (only adapters below that one are merged then);
             VerificationFailed with the largest difference
     """
     attached = sample_logits(model, batches, torch.float32)
-    before = {key: p.detach().clone() for key, p in _touched(model, name).items()}
-    merge(model, name)
+    before = {key: p.detach().clone() for name in names for key, p in _touched(model, name).items()}
+    for name in names:
+        merge(model, name)
     merged = sample_logits(model, batches, torch.float32)
     own = dict(model.named_parameters())
     lost, size = 0.0, 0.0

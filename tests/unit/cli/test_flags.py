@@ -19,6 +19,8 @@ SHOWN: dict[str, str] = {
     "eval": f"--model --split --metric --answers --out --force {MACHINE} {TALK}",
     "try": f"--prompt --rows --model --max-new-tokens --temperature {MACHINE} {TALK}",
     "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
+    "compose": "--out --how --weights --rank --density --sign --head --model --seed --device --offline --force "
+    f"{TALK}",
     "export": f"--to --out --model --force {MACHINE} {TALK}",
     "train": f"--method --budget --out --resume --dry-run --force {MACHINE} {TALK}",
     "inspect": f"--method --sites --offline --trust-remote-code {TALK}",
@@ -35,8 +37,10 @@ SHOWN: dict[str, str] = {
     "doctor": f"--offline {TALK}",
 }
 HIDDEN: dict[str, str] = {
-    **dict.fromkeys(("eval", "try", "merge", "export"), ALSO_MACHINE),
-    "train": "--task --accumulate --learning-rate --schedule --warmup --weight-decay --clip --gradient-checkpointing "
+    **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
+    **dict.fromkeys(("eval", "try"), f"--on {ALSO_MACHINE}"),
+    "compose": "--trust-remote-code",
+    "train": "--on --task --accumulate --learning-rate --schedule --warmup --weight-decay --clip --gradient-checkpointing "
     "--group-by-length --no-group-by-length --eval-every --eval-rows --test-rows --save-every --proof-steps --samples "
     f"{ALSO_MACHINE}",
 }

@@ -178,7 +178,7 @@ def test_a_merge_says_what_it_changes_and_what_the_target_type_loses() -> None:
     run = job(budget="8steps", learning_rate=1e-4)
     run.fit()
     adapted = base_copy(run.prepared.model)
-    report = verify_merge(run.prepared.model, name="default", batches=held(), dtype=torch.bfloat16)
+    report = verify_merge(run.prepared.model, names=("default",), batches=held(), dtype=torch.bfloat16)
     assert report.largest_difference < 1e-5 * max(1.0, report.largest_logit)
     assert report.dtype == "bfloat16"
     assert report.update_lost > 0.3, "an update this small mostly falls between bfloat16's steps"
@@ -194,7 +194,7 @@ def test_a_merge_says_what_it_changes_and_what_the_target_type_loses() -> None:
 def test_a_merge_in_float32_loses_nothing() -> None:
     run = job(budget="8steps")
     run.fit()
-    report = verify_merge(run.prepared.model, name="default", batches=held(), dtype=torch.float32)
+    report = verify_merge(run.prepared.model, names=("default",), batches=held(), dtype=torch.float32)
     assert report.update_lost == 0.0
     assert report.same_choice == 1.0
 
@@ -211,4 +211,4 @@ def test_a_wrong_merge_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LoRADelta, "fold", wrong)
     with pytest.raises(VerificationFailed, match="merged model is not the adapted one.*differ by up to"):
-        verify_merge(run.prepared.model, name="default", batches=held())
+        verify_merge(run.prepared.model, names=("default",), batches=held())
