@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from budwood.anatomy import discover as discover
     from budwood.combine.adapters import combine as combine
     from budwood.core import Adapter as Adapter
+    from budwood.core import Fuse as Fuse
     from budwood.core import Method as Method
     from budwood.core import Plan as Plan
     from budwood.core import Route as Route
+    from budwood.core import Skip as Skip
     from budwood.core import Stack as Stack
     from budwood.core import Sum as Sum
     from budwood.core import activate as activate
@@ -42,8 +44,14 @@ if TYPE_CHECKING:
     from budwood.interop import save as save
     from budwood.methods import IA3 as IA3
     from budwood.methods import METHODS as METHODS
+    from budwood.methods import AdapterH as AdapterH
+    from budwood.methods import AdapterP as AdapterP
+    from budwood.methods import Compacter as Compacter
     from budwood.methods import Full as Full
+    from budwood.methods import Fusion as Fusion
+    from budwood.methods import LinearAdapter as LinearAdapter
     from budwood.methods import LoRA as LoRA
+    from budwood.methods import Parallel as Parallel
     from budwood.methods import Selective as Selective
     from budwood.methods import parse_method as parse_method
     from budwood.train.run import train as train
@@ -52,13 +60,15 @@ if TYPE_CHECKING:
 
 _PLACES: dict[str, str] = {
     **dict.fromkeys(("discover",), "anatomy"),
-    **dict.fromkeys(("Adapter", "Method", "Plan", "Route", "Stack", "Sum", "activate", "adapters", "attach"), "core"),
+    **dict.fromkeys(("Adapter", "Method", "activate", "adapters", "attach"), "core"),
+    **dict.fromkeys(("Fuse", "Plan", "Route", "Skip", "Stack", "Sum"), "core"),
     **dict.fromkeys(("base_state_dict", "detach", "merge", "parameters", "unfired", "using"), "core"),
     **dict.fromkeys(("BadCheckpoint", "BadConfig", "BadData", "BudwoodError", "CannotFold", "Diverged"), "errors"),
     **dict.fromkeys(("NoSuchAdapter", "NoSuchSite", "NotAvailable", "OutOfMemory"), "errors"),
     **dict.fromkeys(("VerificationFailed", "WrongOrder"), "errors"),
     **dict.fromkeys(("load", "save"), "interop"),
-    **dict.fromkeys(("IA3", "METHODS", "Full", "LoRA", "Selective", "parse_method"), "methods"),
+    **dict.fromkeys(("METHODS", "parse_method", "Full", "IA3", "LoRA", "Selective"), "methods"),
+    **dict.fromkeys(("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"), "methods"),
 }
 """Public name to the part of Budwood that has it."""
 _CALLED = ("combine", "train")

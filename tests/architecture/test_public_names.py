@@ -10,9 +10,12 @@ import budwood
 PUBLIC = {
     # how something is attached
     *("attach", "detach", "activate", "using", "parameters", "merge", "unfired", "adapters", "base_state_dict"),
-    *("Adapter", "Method", "Plan", "Route", "Stack", "Sum", "discover"),
+    *("Adapter", "Method", "discover"),
+    # which adapters act
+    *("Plan", "Fuse", "Route", "Skip", "Stack", "Sum"),
     # methods
     *("METHODS", "Full", "IA3", "LoRA", "Selective", "parse_method"),
+    *("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"),
     # adapters on disk, training
     *("save", "load", "train"),
     # several LoRA adapters into one
