@@ -1,4 +1,4 @@
-"""docs/howto/{train,cli,exit-codes}.md: every command runs, in order, in one folder, on a tiny model."""
+"""docs/howto/{train,compose,cli,exit-codes}.md: every command runs, in order, in one folder, on a tiny model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from budwood.errors import BudwoodError
 from world import World, make_world
 
 PAGES = Path(__file__).parents[2] / "docs" / "howto"
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^((?:[A-Z_]+=\S+ )*)budwood (.*?)(?: && .*| \|\| .*)?$")
 
@@ -38,7 +39,7 @@ def commands(page: str) -> list[tuple[str, bool]]:
     return [(text, is_ours) for text, is_ours in parts if text.strip()]
 
 
-@pytest.mark.parametrize("page", ["train.md", "cli.md", "exit-codes.md"])
+@pytest.mark.parametrize("page", ["train.md", "compose.md", "cli.md", "exit-codes.md"])
 def test_every_command_works(
     page: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,9 +56,11 @@ def test_every_command_works(
         with monkeypatch.context() as patched:
             for name, value in re.findall(r"([A-Z_]+)=(\S+)", matched[1]):
                 patched.setenv(name, value)
-            code = main([word.replace("10m", "2steps") for word in shlex.split(matched[2])])
+            status = main([word.replace("10m", "2steps") for word in shlex.split(matched[2])])
         expected = 3 if "||" in text else 0
-        assert code == expected, f"{text}\n{capsys.readouterr().err}"
+        assert status == expected, f"{text}\n{capsys.readouterr().err}"
+    for code in PYTHON.findall((PAGES / page).read_text(encoding="utf-8")):  # after the commands, in the same folder
+        exec(compile(code, page, "exec"), {})
 
 
 def test_the_table_of_exit_codes_has_every_code() -> None:

@@ -56,6 +56,10 @@ VERBS: dict[str, Verb] = {
         "merge:merge", USE, "Fold an adapter into its base's weights, and check the result.",
         "budwood merge latest --out merged",
     ),
+    "compose": Verb(
+        "compose:compose", USE, "Merge several LoRA adapters into one.",
+        "budwood compose style facts --how ties --out both",
+    ),
     "export": Verb(
         "export:export", USE, "Write an adapter for other tools.", "budwood export latest --to peft --out adapter",
     ),

@@ -12,6 +12,7 @@ from budwood.combine.adapters import Combined as Combined
 from budwood.combine.adapters import combine as combine
 from budwood.combine.recipe import HOWS as HOWS
 from budwood.combine.recipe import Recipe as Recipe
+from budwood.combine.recipe import check_weights as check_weights
 
 
 class _Verb(ModuleType):

@@ -159,8 +159,8 @@ def _heads(sources: Sequence[_Source], chosen: str | None) -> dict[str, Trained]
         differing = [path for path in first.heads if not _same(first.heads[path], other.heads[path])]
         if differing and chosen is None:
             raise BadConfig(
-                f"{first.name!r} and {other.name!r} have trained {differing[0]} to different values, which no merge of updates "
-                f"covers; say whose to take, as head={first.name!r}"
+                f"{first.name!r} and {other.name!r} have trained {differing[0]} to different values, and only updates "
+                f"are merged; say whose to take, as head={first.name!r}"
             )
     return dict(having[0].heads) if having else {}
 
