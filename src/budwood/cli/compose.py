@@ -72,13 +72,14 @@ def compose(
     names = names_of(subjects)
     chosen = chosen_of(head, folders, names)
 
-    from budwood.combine import Recipe, check_weights, combine
+    from budwood.combine import HOWS, Recipe, check_weights, combine
     from budwood.interop import save
 
     recipe = Recipe(how=how, density=density, rank=rank, sign=sign, seed=whole(settings, "seed", 0))
     numbers = check_weights(names, parse_weights(weights))
     with new_folder(out, force=force) as draft:
         loaded = load_all(subjects, names)
+        sink.say(f"merging {len(names)} adapters: {HOWS[recipe.how]}")
         result = combine(
             loaded, names, name=RESULT, how=recipe.how, weights=numbers, density=recipe.density, rank=recipe.rank,
             sign=recipe.sign, seed=recipe.seed, head=chosen,

@@ -90,7 +90,7 @@ class Recipe:
         if self.how in _EXACT:
             whole = concatenated([(A.double().cpu(), B.double().cpu()) for A, B in pairs], weights)
             return (whole, 0.0) if rank == whole[0].shape[0] else truncated(whole, rank)
-        deltas = [B @ A for A, B in pairs]
+        deltas = [B.to(_home(B)) @ A.to(_home(A)) for A, B in pairs]
         density, sign = _DENSITY if self.density is None else self.density, self._sign
         match self.how:
             case "ties":
@@ -110,6 +110,11 @@ class Recipe:
     def _generators(self, keys: Sequence[str]) -> list[torch.Generator]:
         seeds = (sha256(f"{self.seed} {key}".encode()).digest()[:7] for key in keys)
         return [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]
+
+
+def _home(tensor: torch.Tensor) -> torch.device:
+    """Where singular values can be computed: the tensor's own device, except Apple's."""
+    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
 def check_weights(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import budwood as bw
+from budwood.interop import describe
 from world import World
 
 from .conftest import Run
@@ -136,6 +137,18 @@ def test_methods_that_do_not_merge(budwood: Run, world: World, two: tuple[Path, 
     _write(AutoModelForCausalLM.from_pretrained(world.model), Path("scaled"), bw.IA3(), seed=2)
     ran = budwood("compose", "facts", "scaled", "--out", "both")
     assert ran.code == 2 and "'scaled' is ia3" in ran.err and "Sum" in ran.err and not Path("both").exists()
+
+
+def test_adapters_on_top_of_others_keep_what_they_stand_on(budwood: Run, world: World, two: tuple[Path, Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(world.model)
+    below = (str(two[1].resolve()),)
+    for name, on in (("one", below), ("other", below), ("bare", ())):
+        bw.attach(model, bw.LoRA(rank=2), name=name)
+        bw.save(model, name, name=name, on=on)
+    ran = budwood("compose", "one", "bare", "--out", "both")
+    assert ran.code == 2 and f"one, on {below[0]} and bare were not trained on top of the same" in ran.err
+    assert budwood("compose", "one", "other", "--out", "both").code == 0
+    assert describe("both").on == below
 
 
 @pytest.mark.parametrize(
