@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -17,7 +19,6 @@ from torch import Tensor
 from budwood.errors import BadCheckpoint, BadConfig, NotAvailable
 
 CONFIG, TENSORS, OWN = "adapter_config.json", "adapter_model.safetensors", "budwood"
-_PICKLES = ("adapter_model.bin", "pytorch_adapter.bin", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -47,48 +48,76 @@ def write_folder(path: Path | str, folder: Folder) -> None:
         ) from error
 
 
-def read_folder(path: Path | str) -> Folder:
+def read_folder(path: Path | str, *, allow_pickle: bool = False) -> Folder:
     """Read both files. Raises NotAvailable where there are none, BadCheckpoint where they are damaged or pickled."""
     path = Path(path)
-    config, own = read_config(path)
+    config = read_json(path, CONFIG)
+    tensors = read_tensors(path, TENSORS, "adapter_model.bin", allow_pickle=allow_pickle)
+    return Folder(config, tensors, read_own(path))
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """An object from a JSON file of an adapter folder. Raises NotAvailable or BadCheckpoint."""
+    if not path.is_dir():
+        raise NotAvailable(f"there is no adapter folder {path}; give a folder that holds {CONFIG}")
+    if not (path / name).is_file():
+        raise NotAvailable(f"{path} has no {name}, so it is no adapter folder; it holds: {_listing(path)}")
     try:
-        with safe_open(path / TENSORS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path / TENSORS} is damaged or cut short ({error}); copy or train it again") from error
-    broken = next(
-        (name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None
-    )
+        config = json.loads((path / name).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadCheckpoint(f"{path / name} is not readable JSON ({error}); copy or train it again") from error
+    if not isinstance(config, dict):
+        raise BadCheckpoint(f"{path / name} holds a {type(config).__name__} where an object is expected")
+    return config
+
+
+def read_tensors(path: Path, name: str, pickled: str, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or else, where that is allowed, of a pickle that holds nothing but tensors.
+
+    Raises BadCheckpoint where the file is damaged, cut short, refused, or holds NaN.
+    """
+    if (path / name).is_file():
+        try:
+            with safe_open(path / name, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BadCheckpoint(f"{path / name} is damaged or cut short ({error}); copy or train it again") from error
+    elif (path / pickled).is_file():
+        name, tensors = pickled, _unpickle(path / pickled, name, allow_pickle=allow_pickle)
+    else:
+        raise BadCheckpoint(f"{path} has no {name}; it holds: {_listing(path)}")
+    broken = next((key for key, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if broken:
-        raise BadCheckpoint(f"{path / TENSORS}: {broken} holds NaN or infinity; the run that wrote it diverged")
-    return Folder(config, tensors, own)
+        raise BadCheckpoint(f"{path / name}: {broken} holds NaN or infinity; the run that wrote it diverged")
+    return tensors
+
+
+def _unpickle(path: Path, name: str, *, allow_pickle: bool) -> dict[str, Tensor]:
+    if not allow_pickle:
+        convert = f"safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), {name!r})"
+        raise BadCheckpoint(
+            f"{path} is a pickle file, which is refused; allow it with --allow-pickle (allow_pickle=True in Python), "
+            f"which reads tensors and nothing else, or convert it: {convert}"
+        )
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise BadCheckpoint(f"{path} is damaged, cut short, or holds more than tensors ({error})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise BadCheckpoint(f"{path} does not hold tensors by name")
+    return tensors
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration and our own record, without the tensors."""
-    if not path.is_dir():
-        raise NotAvailable(f"there is no adapter folder {path}; give a folder that holds {CONFIG}")
-    if not (path / CONFIG).is_file():
-        raise NotAvailable(f"{path} has no {CONFIG}, so it is no adapter folder; it holds: {_listing(path)}")
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BadCheckpoint(f"{path / CONFIG} is not readable JSON ({error}); copy or train it again") from error
-    if not isinstance(config, dict):
-        raise BadCheckpoint(f"{path / CONFIG} holds a {type(config).__name__} where an object is expected")
-    return config, _own(path)
+    config = read_json(path, CONFIG)
+    return config, read_own(path)
 
 
-def _own(path: Path) -> dict[str, Any]:
+def read_own(path: Path) -> dict[str, Any]:
+    """Our own record in the tensors' file; empty where another tool wrote the folder."""
     if not (path / TENSORS).is_file():
-        pickled = next((name for name in _PICKLES if (path / name).is_file()), None)
-        if pickled:
-            convert = f"safetensors.torch.save_file(torch.load({pickled!r}, weights_only=True), {TENSORS!r})"
-            raise BadCheckpoint(
-                f"{path / pickled} is a pickle file, which can run code when read, so it is refused; convert it where "
-                f"you trust it: {convert}"
-            )
-        raise BadCheckpoint(f"{path} has no {TENSORS}; it holds: {_listing(path)}")
+        return {}
     try:
         with safe_open(path / TENSORS, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}

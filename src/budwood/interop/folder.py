@@ -19,6 +19,7 @@ from budwood.core.store import Folder, read_config, read_folder, write_folder
 from budwood.core.trained import Trained
 from budwood.errors import BadCheckpoint
 from budwood.interop import peft
+from budwood.interop.foreign import read_foreign
 from budwood.methods import method_from_dict, method_to_dict
 
 _VERSION = 1
@@ -35,9 +36,11 @@ class Description:
     """The folder's own word for its type, as LORA."""
     on: tuple[str, ...] = ()
     """Folders of the adapters that it was trained on top of, the lowest first."""
+    task: str | None = None
+    """What it was trained for."""
 
 
-def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] = ()) -> Path:
+def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] = (), task: str | None = None) -> Path:
     """Write the adapter `name` to `folder`: adapter_config.json and adapter_model.safetensors.
 
     A task head that was trained is in it. on: folders of the adapters that it was trained on top of, for the record.
@@ -53,6 +56,7 @@ def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] =
         "trained": None if adapter.unfrozen else _trained_paths(model, adapter),
         "labels": _labels(model, adapter, registry.anatomy),
         "on": list(on),
+        "task": task,
     }
     if peft.can_write(adapter):
         config, tensors = peft.write(model, adapter)
@@ -64,22 +68,37 @@ def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] =
     return Path(folder)
 
 
-def load(model: nn.Module, folder: Path | str, *, name: str, anatomy: Anatomy | None = None) -> Adapter:
+def load(
+    model: nn.Module, folder: Path | str, *, name: str, anatomy: Anatomy | None = None, allow_pickle: bool = False
+) -> Adapter:
     """Attach the adapter in `folder` under any name, active and trainable.
 
-    Reads our folders and PEFT's (LoRA, IA3). Strict: every tensor is used, none is missing, shapes and the base must
-    fit. Raises NotAvailable or BadCheckpoint, and then leaves the model as it was.
+    Reads our folders, PEFT's (LoRA, IA3), AdapterHub's (bottlenecks, LoRA, IA3, fusion, heads) and LLM-Adapters'.
+    Strict: every tensor is used, none is missing, shapes and the base must fit.
+    allow_pickle: read a pickle file where there is no safetensors file, tensors and nothing else
+    Raises NotAvailable or BadCheckpoint, and then leaves the model as it was.
     """
     root = root_of(model)
-    stored = read_folder(folder)
     registry = registry_of(root)
     anatomy = anatomy or (registry.anatomy if registry else discover(root))
+    foreign = read_foreign(Path(folder), root, anatomy, allow_pickle=allow_pickle)
+    if foreign is not None:
+        return _attach(root, foreign.method, foreign.tensors, folder, name=name, anatomy=anatomy)
+    stored = read_folder(folder, allow_pickle=allow_pickle)
     made_for = str(stored.own.get("base") or stored.config.get("base_model_name_or_path") or "another model")
     check_fingerprint(root, anatomy, stored.own.get("fingerprint", {}), made_for=made_for)
     method, tensors = _understand(root, stored, anatomy, folder)
+    return _attach(root, method, tensors, folder, name=name, anatomy=anatomy)
+
+
+def _attach(
+    root: nn.Module, method: Method, tensors: Mapping[str, Tensor], folder: Path | str, *, name: str, anatomy: Anatomy
+) -> Adapter:
+    """Attach and fill; on failure the model is as it was."""
+    registry = registry_of(root)
     before = None if registry is None else registry.switch.plan
     trainable = [parameter for parameter in root.parameters() if parameter.requires_grad]
-    adapter = attach(model, method, name=name, anatomy=anatomy)
+    adapter = attach(root, method, name=name, anatomy=anatomy)
     try:
         _copy_into(_own_state(root, adapter), tensors, folder)
     except BaseException:
@@ -99,7 +118,8 @@ def describe(folder: Path | str) -> Description:
     labels = own.get("labels")
     base = str(own.get("base") or config.get("base_model_name_or_path") or "")
     kind = str(config.get("peft_type", "unknown"))
-    return Description(base, method, tuple(labels) if labels else None, kind, tuple(own.get("on") or ()))
+    on, task = tuple(own.get("on") or ()), own.get("task")
+    return Description(base, method, tuple(labels) if labels else None, kind, on, task)
 
 
 def _understand(

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from budwood.core import Adapter, Method, delta_at
 from budwood.core.trained import Trained
 from budwood.core.weights import rows_of
 from budwood.errors import BadCheckpoint, NoSuchSite
+from budwood.interop.reading import Read, compress, last_names
 from budwood.methods.ia3 import IA3, IA3Input, IA3Output
 from budwood.methods.lora import LoRA, LoRADelta, LoRAEmbedding, LoRAParts
 
@@ -48,16 +49,6 @@ _LORA_KEY = re.compile(
     r"(.+)\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.default)?((?:\.weight|\.bias)?)"
 )
 _IA3_KEY = re.compile(r"(.+)\.ia3_l(?:\.default)?")
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a PEFT folder says: the method, and its tensors by our names (`<site path>.<letter>`)."""
-
-    method: Method
-    tensors: dict[str, Tensor]
-    base: dict[str, Tensor]
-    """Weights of the base that the folder repeats, as adapted embeddings, by name: they have to be the model's."""
 
 
 def knows(config: Mapping[str, Any]) -> bool:
@@ -145,7 +136,7 @@ def _lora(config: Mapping[str, Any], by_path: Mapping[str, Mapping[str, Tensor]]
 
 def _ia3(config: Mapping[str, Any], by_path: Mapping[str, Mapping[str, Tensor]], targets: tuple[str, ...]) -> IA3:
     inputs = [path for path, letters in by_path.items() if letters["l"].shape[0] == 1]
-    feedforward = _compress(inputs, [p.rpartition(".")[2] for p in inputs], by_path)
+    feedforward = compress(inputs, last_names(inputs), by_path)
     return IA3(targets=targets, feedforward=tuple(feedforward))
 
 
@@ -163,13 +154,7 @@ def _summary(stated: Any, paths: Iterable[str], anatomy: Anatomy) -> list[str]:
     """The names the configuration gives, where they select exactly the modules that have tensors; else the modules."""
     paths = list(paths)
     names = stated if isinstance(stated, list) else []
-    return _compress(paths, sorted(names), (site.path for site in anatomy.sites))
-
-
-def _compress(paths: list[str], names: Iterable[str], everything: Iterable[str]) -> list[str]:
-    names = list(dict.fromkeys(names))
-    matched = {path for path in everything if any(path == n or path.endswith(f".{n}") for n in names)}
-    return names if matched == set(paths) else paths
+    return compress(paths, sorted(names), (site.path for site in anatomy.sites))
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -279,8 +264,7 @@ def _tidy(value: float) -> float | int:
 
 def _module_names(model: nn.Module, paths: list[str]) -> list[str]:
     """Last names of the modules where these select exactly `paths` among all modules; else the whole paths."""
-    names = sorted({path.rpartition(".")[2] for path in paths})
-    return _compress(paths, names, (name for name, _ in model.named_modules()))
+    return compress(paths, last_names(paths), (name for name, _ in model.named_modules()))
 
 
 def _containers(model: nn.Module, paths: list[str]) -> list[str]:

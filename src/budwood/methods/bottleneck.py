@@ -73,6 +73,8 @@ class Bottleneck(Method):
     """A LayerNorm of its own on what the bottleneck reads."""
     ln_after: bool = False
     """A LayerNorm of its own on the output."""
+    adds_residual: bool = True
+    """False: the sub-layer returns h' as it is, and the model's own residual and LayerNorm are passed over."""
     leave_out: tuple[int, ...] = ()
     """Blocks without an adapter, counted from 0 (AdapterDrop)."""
     invertible: bool = False
@@ -101,24 +103,42 @@ class Bottleneck(Method):
 
     @property
     def is_additive(self) -> bool:
-        """An invertible adapter replaces the embeddings."""
-        return not self.invertible
+        """An invertible adapter replaces the embeddings, a sub-layer without its residual the stream."""
+        return not self.invertible and self.adds_residual
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
-        """The sub-layers, and for an invertible adapter the first block and the output embedding."""
+        """The sub-layers, the two ends of an invertible adapter, and LayerNorms that are passed over."""
         sites = anatomy.select_sublayers(*self.targets, layers=self._kept(anatomy))
         for key in self.sizes:
             if not key.endswith("?") and not any(_means(site, key) for site in sites):
                 raise NoSuchSite(f"{self.name}: sizes name {key!r}, which is none of the targets")
+        return (*sites, *self._around(anatomy), *self._passed_over(sites, anatomy))
+
+    def _around(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """Where the invertible adapter acts."""
         if not self.invertible:
-            return sites
+            return ()
         around = invertible_sites(anatomy)
         taken = {site.path for site in self.trained_sites(anatomy)}
         if any(site.path in taken for site in around):
             raise BadConfig(
                 f"{self.name}: the invertible adapter acts at the output embedding, which `trained` names; choose one"
             )
-        return (*sites, *around)
+        return around
+
+    def _passed_over(self, sites: tuple[Site, ...], anatomy: Anatomy) -> tuple[Site, ...]:
+        """The LayerNorms after the sub-layers, without the model's residual."""
+        if self.adds_residual:
+            return ()
+        parallel = next((s for s in sites if s.sublayer is not None and s.sublayer.is_parallel), None)
+        if parallel is not None:
+            raise NoSuchSite(
+                f"{self.name}: adds_residual=false at {parallel.path}, where attention and feed-forward are added to "
+                "the same residual: it would drop the other one; leave adds_residual as it is"
+            )
+        norms = {site.path: site for site in anatomy.sites if site.kind == "norm"}
+        inside = [s.sublayer for s in sites if s.sublayer is not None]
+        return tuple(replace(norms[s.norm], sublayer=s) for s in inside if s.norm is not None)
 
     def _kept(self, anatomy: Anatomy) -> tuple[int, ...] | None:
         """The layers that get an adapter; None for all."""
@@ -132,15 +152,13 @@ class Bottleneck(Method):
         return tuple(n for n in (self.layers or range(depth)) if n not in self.leave_out)
 
     def size_at(self, site: Site) -> int:
-        """The width m at a site of width d: never more than d."""
+        """The width m at a site of width d."""
         d = site.out_features
         size = next((m for key, m in self.sizes.items() if _means(site, key)), self.size)
         if size is None and self.reduction is None:
             size = int(self.standard["size"]) if "size" in self.standard else None
         if size is None:
             return max(1, int(d // (self.reduction or self.standard["reduction"])))
-        if size > d:
-            raise BadConfig(f"{self.name}: size is {size} and {site.path} is {d} wide; a bottleneck is narrower")
         return size
 
     @property
@@ -151,7 +169,9 @@ class Bottleneck(Method):
         return self.standard.get("scale", 1.0) if self.learn_scale == "no" else 1.0
 
     def build(self, site: Site, base: nn.Module) -> Delta:
-        """The bottleneck of a sub-layer, or one end of the invertible adapter."""
+        """The bottleneck of a sub-layer, one end of the invertible adapter, or what passes over a LayerNorm."""
+        if site.kind == "norm":
+            return PassOver(site)
         if site.kind == "sublayer":
             return BottleneckDelta(site, self)
         if site.role == "head.lm":
@@ -174,8 +194,6 @@ class Sequential(Bottleneck):
     """What the output is added to: h, what the bottleneck read, or h + r."""
     ln_after_residual: bool = False
     """Apply ln_after to the sum instead of the output alone."""
-    adds_residual: bool = True
-    """False: the sub-layer returns h' as it is, and the model's own residual and LayerNorm are passed over."""
     stochastic_depth: float = 0.0
     """Probability of leaving the adapter out for a row of the batch while training, in [0, 1)."""
 
@@ -185,30 +203,6 @@ class Sequential(Bottleneck):
             raise BadConfig(f"{self.name}: stochastic_depth is {self.stochastic_depth}; it must be in [0, 1)")
         if self.ln_after_residual and not self.ln_after:
             raise BadConfig(f"{self.name}: ln_after_residual says where ln_after acts; set ln_after=true too")
-
-    @property
-    def is_additive(self) -> bool:
-        """A sub-layer without its residual replaces the stream."""
-        return super().is_additive and self.adds_residual
-
-    def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
-        """As for any bottleneck; without the model's residual, the LayerNorms after it as well."""
-        sites = super().sites(model, anatomy)
-        if self.adds_residual:
-            return sites
-        parallel = next((s for s in sites if s.sublayer is not None and s.sublayer.is_parallel), None)
-        if parallel is not None:
-            raise NoSuchSite(
-                f"{self.name}: adds_residual=false at {parallel.path}, where attention and feed-forward are added to "
-                "the same residual: it would drop the other one; leave adds_residual as it is"
-            )
-        norms = {site.path: site for site in anatomy.sites if site.kind == "norm"}
-        around = [s.sublayer for s in sites if s.sublayer is not None]
-        return (*sites, *(replace(norms[s.norm], sublayer=s) for s in around if s.norm is not None))
-
-    def build(self, site: Site, base: nn.Module) -> Delta:
-        """A bottleneck, or what passes over a LayerNorm."""
-        return PassOver(site) if site.kind == "norm" else super().build(site, base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +292,7 @@ class BottleneckDelta(SubLayerDelta):
         sequential = method if isinstance(method, Sequential) else None
         self.residual_of = sequential.residual if sequential else "h"
         self.ln_after_residual = sequential is not None and sequential.ln_after_residual
-        self.adds_residual = sequential is None or sequential.adds_residual
+        self.adds_residual = method.adds_residual
         self.stochastic_depth = sequential.stochastic_depth if sequential else 0.0
         self.kept: Tensor | None = None
         """h', for the LayerNorm that is passed over."""
