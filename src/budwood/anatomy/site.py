@@ -193,7 +193,10 @@ class Anatomy:
             key = target.removesuffix("?")
             unclear = [why for why in self.unknown_sublayers if key in ("all", why.split(": ")[0].rpartition(" ")[2])]
             if unclear:
-                raise NoSuchSite(f"where this sub-layer's output is added is not clear, so it is refused: {unclear[0]}")
+                raise NoSuchSite(
+                    f"where this sub-layer's output is added is not clear, so it is refused: {unclear[0]}; adapt its "
+                    "linears instead, as lora and linear-adapter do"
+                )
             if not target.endswith("?") and not any(_means(s, key) for s in self.sublayers):
                 raise NoSuchSite(self._explain_sublayers(target))
         kept = [
@@ -201,8 +204,13 @@ class Anatomy:
             for s in self.sublayers
             if any(_means(s, target.removesuffix("?")) for target in targets) and (layers is None or s.layer in layers)
         ]
+        if not kept and layers is None:
+            raise NoSuchSite(self._explain_sublayers(", ".join(targets)))
         if not kept:
-            raise NoSuchSite(f"targets {', '.join(targets)} match no sub-layer in layers {layers}; {self._layers()}")
+            raise NoSuchSite(
+                f"targets {', '.join(targets)} match no sub-layer in layers {layers}; layers there are: "
+                f"{self._layers()}"
+            )
         widths = {site.path: site.out_features for site in self.sites}
         return tuple(
             Site(s.path, s.role, s.stack, s.layer, widths[s.linear], widths[s.linear], "sublayer", sublayer=s)
@@ -213,11 +221,13 @@ class Anatomy:
         roles = ", ".join(dict.fromkeys(s.role for s in self.sublayers))
         if not self.is_probed:
             return "no forward could be run, so this model's sub-layers are not known; pass discover(model, batch=...)"
-        return (
-            f"no sub-layer matches {target!r}; sub-layers in this model: {roles or 'none'} (attention or feed-forward, "
-            "whose output is added to a residual); leave it out, or write "
-            f"{target.removesuffix('?')}? for: where there is one"
+        found = (
+            f"no sub-layer matches {target!r}; sub-layers in this model: {roles or 'none'} (attention or feed-forward"
         )
+        if not roles:
+            return f"{found}, whose output is added to a residual); adapt its linears, as lora and linear-adapter do"
+        optional = "" if target.endswith("?") else f", or write {target}? for: where there is one"
+        return f"{found}, whose output is added to a residual); leave it out{optional}"
 
     def _match(self, target: str) -> list[Site]:
         patterns = BLOCK_LINEARS if target == "all" else (target,)

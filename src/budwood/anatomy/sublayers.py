@@ -129,7 +129,7 @@ class Finder:
             layer=end.layer,
             h=arrival.h,
             linear=end.path,
-            r=self._read(rest[0], end.block, arrival.tick),
+            r=self._read(rest[0], end, arrival.tick),
             norm=norm.path if norm else None,
             is_parallel=bool(parallel),
             output_norm=arrival.output_norm,
@@ -167,10 +167,17 @@ class Finder:
             return ops[0].output
         return value
 
-    def _read(self, residual: int, block: str, before: int) -> tuple[str, Literal["input", "output"]]:
-        """Where to read the residual: into a norm, a linear, another module; out of one; into the block itself."""
+    def _read(self, residual: int, end: End, before: int) -> tuple[str, Literal["input", "output"]]:
+        """Where to read the residual: into a norm, a linear, another module; out of one; into the block itself.
+
+        A module that runs more often than the sub-layer (DeBERTa's queries, of relative positions as well) reads other
+        things, too, and will not do.
+        """
         ranked: list[tuple[int, int, str, Literal["input", "output"]]] = []
+        block, runs = end.block, len(self.trace.by_path[end.path])
         for call in self.trace.calls:
+            if len(self.trace.by_path[call.path]) != runs:
+                continue
             inside = call.path.startswith(f"{block}.")
             rank = 0 if call.path in self.norms else 1 if call.path in self.linears else 2 if inside else 4
             if call.input == residual and call.start < before and (inside or call.path == block):

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
+from budwood.core import adapter_of
 from budwood.errors import BadCheckpoint
 from budwood.interop.adapterhub_names import ACTIVATIONS, DEFAULTS, NARROW, PRESETS, REQUIRED, RULE, Key, Names, parse
 from budwood.interop.reading import Read, compress, last_names
 from budwood.methods import IA3, AdapterH, AdapterP, Compacter, Fusion, LoRA, Parallel
-from budwood.methods.bottleneck import Bottleneck
+from budwood.methods.bottleneck import Bottleneck, Sequential
 
 
 def knows(config: Mapping[str, Any]) -> bool:
@@ -27,16 +28,21 @@ def knows(config: Mapping[str, Any]) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], anatomy: Anatomy, model: nn.Module) -> Read:
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], anatomy: Anatomy, model: nn.Module, *, is_interface: bool
+) -> Read:
     """One of its configurations and its tensors as ours.
 
+    is_interface: the folder says that the library adapted the model through its interface for plain models
     Raises BadCheckpoint for what is not supported here, for a configuration that does not fit the tensors, and for
     tensors that have no place in this model.
     """
     _check_base(config, anatomy, model)
-    names = Names(anatomy, _prefix(model))
+    own = vars(model).get("config")
+    names = Names(anatomy, _prefix(model), "" if own is None else str(own.model_type), is_interface=is_interface)
     keys = {key: parse(key) for key in tensors}
     if "adapter_names" in config:
+        _check_parts(config["adapter_names"], model)
         return _fusion(config, keys, tensors, names)
     fields = _fields(config)
     if fields.get("architecture") == "lora":
@@ -151,6 +157,7 @@ def _leaf(leaf: str, *, has_norm: bool) -> str | None:
 def _method(fields: Mapping[str, Any], tensors: dict[str, Tensor], paths: list[str], names: Names) -> Bottleneck:
     """The method that a bottleneck configuration means. Raises BadCheckpoint for what it cannot."""
     _check_sites(fields, paths, names)
+    _check_agreement(fields, paths, names)
     act = str(fields["non_linearity"]).lower()
     if act not in ACTIVATIONS:
         raise BadCheckpoint(f"this AdapterHub adapter has the non-linearity {act!r}; known: {', '.join(ACTIVATIONS)}")
@@ -221,6 +228,28 @@ def _check_sites(fields: Mapping[str, Any], paths: list[str], names: Names) -> N
         raise BadCheckpoint(
             f"the file has tensors for {more[0]}, which the configuration does not adapt ({len(more)} places in all)"
         )
+
+
+def _check_agreement(fields: Mapping[str, Any], paths: list[str], names: Names) -> None:
+    """Raises BadCheckpoint where the library feeds its adapters something else than the papers say."""
+    reads_r = fields["is_parallel"] or fields["original_ln_before"]
+    for sublayer in names.anatomy.sublayers:
+        if sublayer.path not in paths:
+            continue
+        why = None
+        if sublayer.output_norm is not None:
+            why = "puts adapters before the norm that follows this sub-layer, and adds what that norm has not seen"
+        elif sublayer.is_parallel and reads_r and sublayer.role == "mlp":
+            why = "adds the attention to the residual before the feed-forward's adapter reads it"
+        elif names.kind == "albert" and sublayer.role == "attn":
+            why = "exchanges the sub-layer's output and its residual at ALBERT's attention"
+        elif names.is_interface and sublayer.norm is not None and fields["original_ln_before"]:
+            why = "gives every layer the last layer's LayerNorm (its interface for plain models)"
+        if why is not None:
+            raise BadCheckpoint(
+                f"AdapterHub {why}, so this adapter would not be at {sublayer.path} what it was trained to be; "
+                "train it again here"
+            )
 
 
 def _targets(fields: Mapping[str, Any], paths: list[str], names: Names) -> dict[str, Any]:
@@ -298,13 +327,30 @@ def _ia3(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[st
     """Its (IA)^3: a LoRA without A, whose B times alpha / r rescales the output."""
     scale = float(fields.get("alpha", 1)) / int(fields.get("r", 1))
     ours: dict[str, Tensor] = {}
+    sites: dict[str, Site] = {}
     for key, parsed in keys.items():
         if parsed.leaf != "lora_B":
             raise BadCheckpoint(f"the tensor {key!r} does not belong to an (IA)^3 adapter of rank 1")
-        ours[f"{names.linear(parsed.path).path}.l"] = tensors[key].reshape(-1) * scale
-    paths = [key.rpartition(".")[0] for key in ours]
-    targets = tuple(compress(paths, last_names(paths), [site.path for site in names.anatomy.sites]))
-    return Read(IA3(targets=targets, feedforward=(), trained=()), ours)
+        site = names.linear(parsed.path)
+        sites[site.path] = site
+        ours[f"{site.path}.l"] = tensors[key].reshape(-1) * scale
+    return Read(IA3(**_lora_targets(fields, sites, names), feedforward=(), trained=()), ours)
+
+
+def _check_parts(names: list[str], model: nn.Module) -> None:
+    """The adapters that a fusion mixes are there, and are such as the library feeds to a fusion whole."""
+    methods = []
+    for name in names:
+        _, adapter = adapter_of(model, name)
+        methods.append(adapter.method)
+    for name, method in zip(names, methods, strict=True):
+        plain = isinstance(method, Sequential) and not (method.gate or method.ln_after or method.residual != "h")
+        if not plain or type(method) is not type(methods[0]):
+            raise BadCheckpoint(
+                f"this AdapterFusion was trained over adapters as AdapterHub feeds them, which differs for {name!r} "
+                f"({method.name}): it leaves gate and LayerNorm out, reads one input for all, and drops what parallel "
+                "adapters stand beside; train the fusion again here"
+            )
 
 
 def _fusion(config: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names) -> Read:

@@ -73,8 +73,8 @@ class Key:
 class Names:
     """Where the library's names lie in a model."""
 
-    def __init__(self, anatomy: Anatomy, prefix: str) -> None:
-        self.anatomy, self.prefix = anatomy, prefix
+    def __init__(self, anatomy: Anatomy, prefix: str, kind: str, *, is_interface: bool = False) -> None:
+        self.anatomy, self.prefix, self.kind, self.is_interface = anatomy, prefix, kind, is_interface
         self.blocks = {self.bare(site.path): site for site in anatomy.sites if site.role == "block"}
         self.linears = {self.bare(site.path): site for site in anatomy.sites if site.is_linear}
         self.sublayers: dict[tuple[str, int | None, str], SubLayer] = {

@@ -69,12 +69,19 @@ def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] =
 
 
 def load(
-    model: nn.Module, folder: Path | str, *, name: str, anatomy: Anatomy | None = None, allow_pickle: bool = False
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    name: str,
+    anatomy: Anatomy | None = None,
+    allow_pickle: bool = False,
+    without_heads: bool = False,
 ) -> Adapter:
     """Attach the adapter in `folder` under any name, active and trainable.
 
     Reads our folders, PEFT's (LoRA, IA3), AdapterHub's (bottlenecks, LoRA, IA3, fusion, heads) and LLM-Adapters'.
     Strict: every tensor is used, none is missing, shapes and the base must fit.
+    without_heads: leave out modules it trained in full that this model does not have, as the head of a masked LM
     allow_pickle: read a pickle file where there is no safetensors file, tensors and nothing else
     Raises NotAvailable or BadCheckpoint, and then leaves the model as it was.
     """
@@ -85,6 +92,8 @@ def load(
     if foreign is not None:
         return _attach(root, foreign.method, foreign.tensors, folder, name=name, anatomy=anatomy)
     stored = read_folder(folder, allow_pickle=allow_pickle)
+    if without_heads:
+        stored = _for_this_body(stored, root)
     made_for = str(stored.own.get("base") or stored.config.get("base_model_name_or_path") or "another model")
     check_fingerprint(root, anatomy, stored.own.get("fingerprint", {}), made_for=made_for)
     method, tensors = _understand(root, stored, anatomy, folder)
@@ -156,6 +165,22 @@ def _check_repeated(model: nn.Module, repeated: Mapping[str, Tensor], folder: Pa
                 f"wrong base: {folder} was trained with another {name} (as after adding tokens); "
                 "put that into the base first"
             )
+
+
+def _for_this_body(stored: Folder, model: nn.Module) -> Folder:
+    """The folder without the modules trained in full that the model does not have."""
+    saved, here = stored.own.get("trained") or [], dict(model.named_modules())
+    absent = [path for path in saved if path not in here]
+    if not absent:
+        return stored
+    kept = [path for path in saved if path in here]
+    prefixes = tuple(f"{lead}{path}." for path in absent for lead in ("", "base_model.model."))
+    (kind, fields), *_ = stored.own["method"].items()
+    return Folder(
+        {**stored.config, **({"modules_to_save": kept or None} if "modules_to_save" in stored.config else {})},
+        {name: tensor for name, tensor in stored.tensors.items() if not name.startswith(prefixes)},
+        {**stored.own, "trained": kept, "method": {kind: {**fields, "trained": kept}}},
+    )
 
 
 def _for_this_head(method: Method, own: Mapping[str, Any], anatomy: Anatomy) -> Method:

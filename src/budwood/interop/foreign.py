@@ -17,6 +17,7 @@ from budwood.interop.reading import Read
 
 FUSION = "adapter_fusion_config.json"
 SETUP = "adapter_setup.json"
+INTERFACE = "adapter_interface.json"
 
 
 def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle: bool) -> Read | None:
@@ -43,7 +44,7 @@ def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle
             return None
         tensors = read_tensors(path, "adapter.safetensors", "pytorch_adapter.bin", allow_pickle=allow_pickle)
     try:
-        read = adapterhub.read(config, tensors, anatomy, model)
+        read = adapterhub.read(config, tensors, anatomy, model, is_interface=(path / INTERFACE).is_file())
     except (TypeError, ValueError, AttributeError, KeyError, json.JSONDecodeError) as error:
         raise BadCheckpoint(f"{path}: a field of the configuration is malformed ({error}); train it again") from error
     head = read_head(path, model, anatomy, allow_pickle=allow_pickle)

@@ -78,7 +78,12 @@ class Fusion(Method):
                 delta = delta_at(model, site, name)
                 if site.path in heads:
                     continue
-                if delta.enters or isinstance(delta, Trained | Mixer):
+                if isinstance(delta, Trained):
+                    raise NoSuchSite(
+                        f"fusion: {name!r} trains {site.path} itself, and a fusion can have only its own: "
+                        "leave `trained` out, or load the adapters without their heads"
+                    )
+                if delta.enters or isinstance(delta, Mixer):
                     raise NoSuchSite(
                         f"fusion: {name!r} does not add to the output of {site.path} ({type(delta).__name__}), so "
                         "there is nothing to mix; leave it out"

@@ -4,8 +4,8 @@
     inverse:        x2 = y2 - G(y1)    x1 = y1 - F(x2)
 
 F and G are bottlenecks. The first block of the model (of the encoder, where there are two stacks) reads y instead of x;
-the output embedding of a language model reads the inverse. Encoder-decoders have no inverse, as in the authors' code:
-what leaves the decoder never went in.
+the output embedding of a language model reads the inverse (of an encoder-decoder, too, as with AdapterHub's own heads;
+with transformers' heads that library leaves the inverse out, which is mended here).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from budwood.methods.narrow import Init, Narrow
 
 
 def invertible_sites(anatomy: Anatomy) -> tuple[Site, ...]:
-    """The first block, and the output embedding of a language model of one stack."""
+    """The first block, and the output embedding of a language model."""
     blocks = [site for site in anatomy.sites if site.role == "block"]
     first = blocks[0]
     if first.path in anatomy.repeated:
@@ -27,15 +27,16 @@ def invertible_sites(anatomy: Anatomy) -> tuple[Site, ...]:
             f"an invertible adapter acts once, and {first.path} runs several times in a forward (shared layers); "
             "leave invertible=true out"
         )
-    stacks = {site.stack for site in blocks}
     heads = tuple(site for site in anatomy.sites if site.role == "head.lm")
-    other = next((head for head in heads if head.in_features != first.in_features), None)
+    widths = {site.path: site.out_features for site in anatomy.sites if site.role == "embed"}
+    widths |= {head.path: head.in_features for head in heads}
+    other = next((path for path, width in widths.items() if width != first.in_features), None)
     if other is not None:
         raise NoSuchSite(
-            f"an invertible adapter acts on what the blocks read and on what {other.path} reads, and here these are "
-            f"{first.in_features} and {other.in_features} wide; leave invertible=true out"
+            f"an invertible adapter acts between embeddings and blocks, and here {other} is {widths[other]} wide and "
+            f"{first.path} {first.in_features}; leave invertible=true out"
         )
-    return (first, *(heads if len(stacks) == 1 else ()))
+    return (first, *heads)
 
 
 class Invertible(Delta):
