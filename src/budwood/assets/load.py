@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from budwood.assets.resolve import ModelRef
 
-Task = Literal["causal-lm", "classification"]
+Task = Literal["causal-lm", "classification", "masked-lm"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +81,13 @@ def stored_labels(ref: ModelRef, *, trust_remote_code: bool = False) -> tuple[st
     return _labels_of(_read_config(ref, trust_remote_code))
 
 
+def stored_context(ref: ModelRef, *, trust_remote_code: bool = False) -> int | None:
+    """Returns how many tokens fit the model's positions, as its configuration says; None if it names no limit."""
+    config = _read_config(ref, trust_remote_code).get_text_config().to_dict()
+    limits = [config[name] for name in ("max_position_embeddings", "n_positions") if config.get(name)]
+    return int(limits[0]) if limits and limits[0] > 0 else None
+
+
 def _labels_of(config: Any) -> tuple[str, ...] | None:
     named = config.to_diff_dict().get("id2label")
     if not named:
@@ -139,6 +146,15 @@ def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
                 f"{ref.name} ({config.model_type}) has no form with a classification head in transformers"
             )
         return
+    if task == "masked-lm":
+        if config.is_encoder_decoder or (
+            kind not in MODEL_FOR_MASKED_LM_MAPPING and "AutoModelForMaskedLM" not in own_code
+        ):
+            raise NotAvailable(
+                f"{ref.name} ({config.model_type}) is no masked LM: it cannot fill in hidden words. A decoder learns "
+                f"plain text with --task causal-lm"
+            )
+        return
     if config.is_encoder_decoder:
         raise NotAvailable(
             f"{ref.name} ({config.model_type}) is an encoder-decoder, and a decoder is asked for here (causal LM); "
@@ -149,7 +165,8 @@ def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
     if is_encoder or no_form:
         raise NotAvailable(
             f"{ref.name} ({config.model_type}) is no causal LM: it cannot continue a text. Use it with labelled data "
-            f"(text and label), or name a causal LM such as demo-lm"
+            f"(text and label), {'let it learn plain text with --task masked-lm, ' if is_encoder else ''}"
+            f"or name a causal LM such as demo-lm"
         )
 
 
@@ -169,9 +186,14 @@ def _label_settings(ref: ModelRef, config: Any, labels: Sequence[str]) -> dict[s
 
 
 def _auto_class(task: Task) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    classes = {
+        "causal-lm": AutoModelForCausalLM,
+        "classification": AutoModelForSequenceClassification,
+        "masked-lm": AutoModelForMaskedLM,
+    }
+    return classes[task]
 
 
 def _read_weights(
@@ -194,10 +216,11 @@ def _read_weights(
 
 
 def _check_report(ref: ModelRef, model: Any, report: dict[str, Any], task: Task, labels: Sequence[str] | None) -> None:
-    """Every weight of the body must have come from the file; only a classifier's head may be new."""
+    """Every weight of the body must have come from the file; only a head of an encoder may be new."""
     misfits = {entry[0]: entry[1:] for entry in report["mismatched_keys"]}
     absent = set(report["missing_keys"]) | set(misfits)
-    new = {key for key in absent if task == "classification" and _is_head(model, key)}
+    renewable = {"classification": absent, "masked-lm": set(report["missing_keys"]) - set(misfits)}
+    new = {key for key in renewable.get(task, ()) if _is_head(model, key)}
     if lost := sorted(absent - new):
         shapes = (
             f" (stored {tuple(misfits[lost[0]][0])}, needed {tuple(misfits[lost[0]][1])})" if lost[0] in misfits else ""
@@ -206,7 +229,7 @@ def _check_report(ref: ModelRef, model: Any, report: dict[str, Any], task: Task,
             f"{ref.name}: {len(lost)} weights of {type(model).__name__} are missing or do not fit, "
             f"{lost[0]}{shapes} among them; the weights belong to another model than config.json says, or are cut off"
         )
-    if new and labels is None:
+    if new and labels is None and task == "classification":
         raise BadConfig(f"{ref.name} has no classification head yet; say which labels a new one is to have")
     if new:
         _log.info("%s: new, not yet trained: %s", ref.name, ", ".join(sorted(new)))

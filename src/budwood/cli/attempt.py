@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from budwood.evaluate import Sampling
     from budwood.evaluate.generate import Prompt
 
+LONGEST = 64
+"""Tokens of a held-out text that words are hidden in, for people to look at."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -50,11 +53,13 @@ class Asking:
                 return self._answers(base, prompts), after
 
     def _answers(self, model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[str]:
-        from budwood.evaluate import generate
+        from budwood.evaluate import fill, generate, typed
 
         settings = self.pair.subject.settings
         if self.pair.subject.task == "classification":
             return classes(model, self.tokenizer, [str(prompt) for prompt in prompts], self.pair.subject.labels or ())
+        if self.pair.subject.task == "masked-lm":
+            return fill(model, self.tokenizer, [typed(str(prompt), self.tokenizer) for prompt in prompts])
         texts = generate(
             model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
             batch_size=whole(settings, "batch", 8),
@@ -110,6 +115,7 @@ def attempt(
 def held_out(asking: Asking, rows: int) -> list[Answered]:
     """The first held-out rows that ask something different, answered."""
     from budwood.data import Labelled
+    from budwood.evaluate import gaps, hidden, shown
 
     if rows < 1:
         raise BadConfig(f"--rows is {rows}; it must be at least 1")
@@ -117,6 +123,12 @@ def held_out(asking: Asking, rows: int) -> list[Answered]:
     corpus = subject.read(None)
     split = next(name for name in PREFERENCE if name in corpus.splits)
     chosen = list({row.prompt: row for row in corpus.rows(split)}.values())[:rows]
+    if corpus.task == "masked-lm":
+        tokenizer = asking.tokenizer
+        found = gaps([row.prompt for row in chosen], tokenizer, max_length=LONGEST)
+        texts = [shown(gap, tokenizer) for gap in found]
+        columns = (texts, *asking.both(texts), [hidden(gap, tokenizer) for gap in found])
+        return [Answered(*parts) for parts in zip(*columns, strict=True)]
     prompts: list[Prompt] = [row.asked or row.prompt for row in chosen]
     before, after = asking.both(prompts)
     labels = corpus.labels or ()
@@ -166,7 +178,7 @@ def _asked(asking: Asking, prompts: Sequence[str]) -> list[Answered]:
 def _turn(asking: Asking, text: str) -> Prompt:
     from budwood.data import Turn
 
-    return text if asking.pair.subject.task == "classification" else (Turn("user", text),)
+    return (Turn("user", text),) if asking.pair.subject.task == "causal-lm" else text
 
 
 def _converse(asking: Asking, sink: Sink) -> int:

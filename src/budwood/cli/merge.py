@@ -134,8 +134,12 @@ def _held_out(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Batch:
     limit = min(whole(subject.settings, "max_length", LONGEST), LONGEST)
     if subject.run is None:
         ids = list(tokenizer(SENTENCE)["input_ids"])
-        is_classifier = subject.task == "classification"
-        examples = [Example(ids=ids, labels=None if is_classifier else ids, label=0 if is_classifier else None, row=0)]
+        kinds = {
+            "causal-lm": Example(ids=ids, labels=ids, row=0),
+            "classification": Example(ids=ids, label=0, row=0),
+            "masked-lm": Example(ids=ids, labels=ids, whole=ids, row=0),
+        }
+        examples = [kinds[subject.task]]
     else:
         corpus = subject.read(None)
         split = next(name for name in PREFERENCE if name in corpus.splits)

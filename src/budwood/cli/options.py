@@ -79,7 +79,7 @@ class Training:
     on: Below = ()
     """A run or an adapter to train on top of, which stays as it is; repeat it for several."""
     task: Annotated[str | None, Unlisted] = None
-    """causal-lm or classification, where the data leaves it open."""
+    """causal-lm, masked-lm or classification, where the data leaves it open."""
     accumulate: Annotated[int | None, Unlisted] = None
     learning_rate: Annotated[float | None, Unlisted] = None
     schedule: Annotated[str | None, Unlisted] = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from budwood.cli.layers import columns_of, text_of, words_of
 from budwood.cli.output import Sink
-from budwood.errors import BadConfig, NotAvailable
+from budwood.errors import BadCheckpoint, BadConfig, NotAvailable
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Subject:
     base: str
     """The base model, as one would type it."""
     task: Task
-    """causal-lm or classification."""
+    """What it is used for."""
     labels: tuple[str, ...] | None
     """Classes in the order of the head."""
     settings: Mapping[str, object]
@@ -194,7 +194,7 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
             f"{run.path} has no adapter yet (it is {manifest.status}); go on with: budwood train --resume {run.path}"
         )
     found = describe(run.adapter)
-    task: Task = "classification" if manifest.task == "classification" else "causal-lm"
+    task = _task(manifest.task, run.path)
     return Subject(
         run.adapter, run, model or manifest.model, task, found.labels, _over(settings, run.config()), sink,
         on=_below(found, settings, str(run.path)),
@@ -208,8 +208,18 @@ def _of_adapter(path: Path, settings: Mapping[str, object], sink: Sink, model: s
     base = model or found.base
     if not base:
         raise BadConfig(f"{path} does not say which base it is for; name it with --model")
-    task: Task = "classification" if found.labels else "causal-lm"
+    task = _task(found.task or ("classification" if found.labels else "causal-lm"), path)
     return Subject(path, None, base, task, found.labels, settings, sink, on=_below(found, settings, str(path)))
+
+
+def _task(word: str, where: Path) -> Task:
+    """The task of that name. Raises BadCheckpoint for one that this Budwood does not know."""
+    from budwood.data import TASKS
+
+    for task in TASKS:
+        if task == word:
+            return task
+    raise BadCheckpoint(f"{where} is for {word}, which this Budwood cannot do; use the one that wrote it")
 
 
 def _below(found: Description, settings: Mapping[str, object], shown: str) -> tuple[str, ...]:

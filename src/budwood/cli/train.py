@@ -77,7 +77,7 @@ def job_of(settings: Settings, *, force: bool) -> Job:
         method=method_of(beside.get("method")), on=words_of(beside.get("on"), "on"),
         config=TrainConfig.from_dict(plain), columns=columns_of(beside.get("columns")),
         template=_one_of("template", template or "auto", ("auto", "chat", "plain")),  # type: ignore[arg-type]
-        task=task and _one_of("task", task, ("causal-lm", "classification")),  # type: ignore[arg-type]
+        task=task,  # type: ignore[arg-type]  # Job looks
         out=Path(out) if out else None, force=force, offline=bool(beside.get("offline")), command=COMMAND.get(),
         trust_remote_code=bool(beside.get("trust_remote_code")),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from budwood.data.checks import repeats as repeats
 from budwood.data.checks import split as split
 from budwood.data.checks import with_validation as with_validation
 from budwood.data.checks import write_jsonl as write_jsonl
+from budwood.data.corpus import TASKS as TASKS
 from budwood.data.corpus import Conversation as Conversation
 from budwood.data.corpus import Corpus as Corpus
 from budwood.data.corpus import Labelled as Labelled
@@ -25,6 +26,7 @@ from budwood.data.encode import encode as encode
 from budwood.data.encode import encode_prompts as encode_prompts
 from budwood.data.encoded import Encoded as Encoded
 from budwood.data.encoded import EncodingReport as EncodingReport
+from budwood.data.masking import Masking as Masking
 from budwood.data.preview import preview as preview
 from budwood.data.preview import stretches as stretches
 from budwood.data.shapes import parse_columns as parse_columns

@@ -31,6 +31,8 @@ class Example:
     """As long as `ids`, not shifted: the id where it is learned, IGNORE elsewhere."""
     label: int | None = None
     """Index into the corpus' labels."""
+    whole: list[int] | None = None
+    """For masked language modelling, the ids before tokens were hidden; labels then stand where they are predicted."""
     types: list[int] | None = None
     """Segment of each token (0 or 1), for sentence pairs on models that read it."""
     row: int
@@ -40,7 +42,7 @@ class Example:
     def num_targets(self) -> int:
         """How many targets the loss is a sum over: learned tokens after the shift, or 1 for a class label."""
         if self.labels is not None:
-            return sum(label != IGNORE for label in self.labels[1:])
+            return sum(label != IGNORE for label in self.labels[int(self.whole is None) :])
         return int(self.label is not None)
 
 
@@ -60,6 +62,8 @@ class Batch:
     """`Example.row` of each."""
     lengths: tuple[int, ...]
     """Tokens of each, without padding."""
+    shift: bool = True
+    """Whether position t predicts label t + 1; False where tokens are hidden and predicted in their own place."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,7 +75,7 @@ class Batch:
             return 0
         if self.labels.ndim == 1:
             return len(self.labels)
-        return int((self.labels[:, 1:] != IGNORE).sum())
+        return int((self.labels[:, int(self.shift) :] != IGNORE).sum())
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the model's forward, without labels."""
@@ -107,9 +111,9 @@ def collate(
 
     if not examples:
         raise BadData("a batch of no rows was asked for; give at least one row")
-    kinds = {(example.labels is None, example.label is None) for example in examples}
+    kinds = {(example.labels is None, example.label is None, example.whole is None) for example in examples}
     if len(kinds) > 1:
-        raise BadData("a batch mixes token labels, class labels and prompts; batch each kind by itself")
+        raise BadData("a batch mixes token labels, hidden tokens, class labels and prompts; batch each kind by itself")
     lengths = tuple(len(example.ids) for example in examples)
     width = max(max(lengths), width or 0)
 
@@ -135,6 +139,7 @@ def collate(
         token_type_ids=types,
         rows=tuple(example.row for example in examples),
         lengths=lengths,
+        shift=examples[0].whole is None,
     )
 
 

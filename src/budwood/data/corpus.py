@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from budwood.errors import BadData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Task = Literal["causal-lm", "classification"]
+Task = Literal["causal-lm", "classification", "masked-lm"]
+TASKS: tuple[Task, ...] = get_args(Task)
+"""What rows can be used for."""
 
 SPLITS = ("train", "validation", "test")
 """The names a split can have, in the order they are shown."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from budwood.data.batch import IGNORE, Example
 from budwood.data.corpus import Conversation, Labelled, Text
 from budwood.data.encoded import Encoded, count
+from budwood.data.masking import Masking
 from budwood.data.templates import Rendering, Style, Template, style_for
 from budwood.errors import BadConfig, BadData
 
@@ -38,7 +39,7 @@ def encode(
     template: 'chat' is the tokenizer's own, 'plain' is `prompt answer<eos>`, 'auto' is chat where there is one
     max_length: tokens an example keeps, from its beginning; None is the tokenizer's own limit, if it has one
     stop_ids: the model's `generation_config.eos_token_id`(s); the tokenizer's eos is always one
-    Raises   BadConfig for a template the tokenizer does not have, or no eos;
+    Raises   BadConfig for a template the tokenizer does not have, no eos, or no mask token where one is needed;
              BadData if a row cannot be rendered, or nothing is left to learn (naming the max_length that works)
     """
     if max_length is not None and max_length < 2:
@@ -50,6 +51,10 @@ def encode(
     stops: tuple[int, ...] = ()
     if corpus.task == "classification":
         examples, lengths = _classified(rows, tokenizer, max_length)
+    elif corpus.task == "masked-lm":
+        examples, lengths = _masked(rows, tokenizer, max_length)
+        if not any(example.num_targets for example in examples):
+            raise BadData(f"{corpus.origin}, {split}: none of {len(rows)} rows has a word to hide; give rows with text")
     else:
         style = style_for(tokenizer, template, stop_ids)
         stops = tuple(sorted(set(style.stops.values())))
@@ -190,6 +195,23 @@ def _classified(
         for number, value in enumerate(values):
             ids = whole["input_ids"][number]
             examples.append(Example(ids=ids, label=value.label, types=types[number], row=start + number))
+    return examples, lengths
+
+
+def _masked(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[Example], list[int]]:
+    """Plain texts as an encoder reads them, with the words hidden that scores are computed on."""
+    masking = Masking.of(tokenizer)
+    examples: list[Example] = []
+    lengths: list[int] = []
+    for start in range(0, len(rows), CHUNK):
+        texts = [row.value.text for row in rows[start : start + CHUNK] if isinstance(row.value, Text)]
+        whole = masking.encode(texts, tokenizer)
+        lengths += [len(ids) for ids in whole]
+        if max_length is not None and max(lengths[start:]) > max_length:
+            whole = masking.encode(texts, tokenizer, max_length=max_length)
+        examples += [masking.fixed(Example(ids=ids, row=start + number)) for number, ids in enumerate(whole)]
     return examples, lengths
 
 

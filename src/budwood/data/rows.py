@@ -36,7 +36,8 @@ def assemble(
     }
     notes = [table.note for parts in ordered.values() for table in parts if table.note]
     names = None
-    if shape.task == "classification":
+    use = task or shape.tasks[0]
+    if use == "classification":
         splits, unlabelled = _without_unlabelled(splits, used["label"])
         notes += unlabelled
         names = _label_names(splits, used["label"]) if labels is None else tuple(labels)
@@ -44,7 +45,7 @@ def assemble(
             split: tuple(_with_label(row, used["label"], names) for row in rows) for split, rows in splits.items()
         }
     return Corpus(
-        origin=origin, shape=shape.name, task=shape.task, columns=found, used=used, splits=splits,
+        origin=origin, shape=shape.name, task=use, columns=found, used=used, splits=splits,
         labels=names, notes=tuple(notes),
     )  # fmt: skip
 

@@ -21,7 +21,8 @@ class Shape:
     """Columns that make a shape, and how a row of it becomes a value (a label is filled in afterwards)."""
 
     name: str
-    task: Task
+    tasks: tuple[Task, ...]
+    """What it can be used for; the first where nobody says."""
     required: tuple[str, ...]
     optional: tuple[str, ...]
     build: Callable[[Fields], Conversation | Text | Labelled]
@@ -128,8 +129,13 @@ def _plain(fields: Fields) -> Text:
     return Text(_text(fields, "text"))
 
 
-CHAT: Task = "causal-lm"
-CLASSES: Task = "classification"
+CHAT: tuple[Task, ...] = ("causal-lm",)
+CLASSES: tuple[Task, ...] = ("classification",)
+PLAIN: tuple[Task, ...] = ("causal-lm", "masked-lm")
+WANTED: Mapping[Task, str] = {
+    "causal-lm": "to learn text", "classification": "to classify", "masked-lm": "to learn text with hidden words",
+}  # fmt: skip
+"""What each task does with rows, for messages."""
 LABELLED = '{"text": "...", "label": "..."}'
 
 SHAPES = (
@@ -147,7 +153,7 @@ SHAPES = (
           _labelled("sentence1", "sentence2"), '{"sentence1": "...", "sentence2": "...", "label": "..."}'),
     Shape("text + label", CLASSES, ("text", "label"), (), _labelled("text"), LABELLED),
     Shape("sentence + label", CLASSES, ("sentence", "label"), (), _labelled("sentence"), LABELLED),
-    Shape("text", CHAT, ("text",), (), _plain, '{"text": "..."}'),
+    Shape("text", PLAIN, ("text",), (), _plain, '{"text": "..."}'),
 )  # fmt: skip
 """Every shape, the first that fits wins."""
 
@@ -199,7 +205,7 @@ def recognise(
     for shape in SHAPES:
         parts = (*shape.required, *shape.optional)
         whole = all(name in there for name in shape.required) and all(name in parts for name in columns)
-        if whole and task in (None, shape.task):
+        if whole and (task is None or task in shape.tasks):
             anywhere = _canonical(found, columns) | there
             return shape, {name: anywhere[name] for name in parts if name in anywhere}
     raise BadData(_unrecognised(first, columns, task, where))
@@ -212,12 +218,13 @@ def _canonical(found: Sequence[str], columns: Mapping[str, str]) -> dict[str, st
 
 
 def _unrecognised(found: Collection[str], columns: Mapping[str, str], task: Task | None, where: str) -> str:
-    wanted = {CHAT: "to learn text", CLASSES: "to classify", None: "to learn"}[task]
+    wanted = WANTED[task] if task else "to learn"
     some = list(found)
     first, second = some[0], some[1 if len(some) > 1 else 0]
-    flag = f"text={first},label={second}" if task == CLASSES else f"prompt={first},completion={second}"
+    flags = {"classification": f"text={first},label={second}", "masked-lm": f"text={first}"}
+    flag = flags.get(task or "", f"prompt={first},completion={second}")
     given = f" with --columns {','.join(f'{a}={b}' for a, b in columns.items())}" if columns else ""
-    shapes = "; ".join(" + ".join(shape.required) for shape in SHAPES if task in (None, shape.task))
+    shapes = "; ".join(" + ".join(shape.required) for shape in SHAPES if task is None or task in shape.tasks)
     return (
         f"{where}: no shape recognised {wanted}{given}. Columns found: {', '.join(some)}. "
         f"Known shapes: {shapes}. Say which column is what, for example: --columns {flag}"

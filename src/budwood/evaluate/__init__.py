@@ -2,6 +2,11 @@
 
 from budwood.evaluate.classify import Classification as Classification
 from budwood.evaluate.classify import classify as classify
+from budwood.evaluate.fill import fill as fill
+from budwood.evaluate.fill import gaps as gaps
+from budwood.evaluate.fill import hidden as hidden
+from budwood.evaluate.fill import shown as shown
+from budwood.evaluate.fill import typed as typed
 from budwood.evaluate.generate import Generation as Generation
 from budwood.evaluate.generate import complete as complete
 from budwood.evaluate.generate import generate as generate

@@ -8,7 +8,7 @@ something that the first does not know, which the first batch shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,6 +47,8 @@ class LossReport:
     """[examples] labelled positions at which the most likely token is the label."""
     route: str
     """"chunked head", "plain forward" or "class logits": how the losses were computed."""
+    is_masked: bool = False
+    """Whether tokens were hidden and predicted in their own place."""
 
     @property
     def loss(self) -> Score:
@@ -56,9 +58,10 @@ class LossReport:
 
     @property
     def perplexity(self) -> Score:
-        """exp of `loss`, likewise."""
+        """exp of `loss`, likewise; of hidden tokens it is called masked_perplexity, as it compares with no other."""
         _, losses, tokens, _ = self.by_row()
-        return metrics.perplexity(losses, tokens)
+        found = metrics.perplexity(losses, tokens)
+        return replace(found, name="masked_perplexity") if self.is_masked else found
 
     @property
     def token_accuracy(self) -> Score:
@@ -75,24 +78,23 @@ class LossReport:
         return rows, losses, tokens, correct
 
 
-def evaluate_loss(
-    model: Any, batches: Iterable[Batch], *, chunk_tokens: int | None = None, shift: bool = True
-) -> LossReport:
+def evaluate_loss(model: Any, batches: Iterable[Batch], *, chunk_tokens: int | None = None) -> LossReport:
     """Losses on `batches` without dropout or gradients; every module's mode is put back afterwards.
 
     model:        a language model or classifier of transformers, with whatever is attached to it, not wrapped
     chunk_tokens: labelled positions whose logits are held at a time; None is what fits 32 MiB
-    shift:        True for causal models (position t predicts label t + 1), False for masked ones
     Raises        BadData if no position counts, BadConfig for an encoder-decoder.
     """
     if model.config.is_encoder_decoder:
         raise BadConfig(f"{type(model).__name__} is an encoder-decoder; losses are for decoders and encoders so far")
-    losses = _Losses(model, chunk_tokens, shift)
+    losses = _Losses(model, chunk_tokens)
     rows: list[int] = []
+    is_masked = False
     found: list[Sums] = []
     with evaluating(model):
         for batch in batches:
             rows += batch.rows
+            is_masked = not batch.shift
             found.append(losses(batch.to(model.device)))
     if not found or not any(int(sums[1].sum()) for sums in found):
         raise BadData("nothing in these batches is labelled, so there is no loss; give rows with answers or labels")
@@ -100,7 +102,14 @@ def evaluate_loss(
     broken = [row for row, loss in zip(rows, total, strict=True) if not np.isfinite(loss)]
     if broken:
         raise Diverged(_broken(model, broken))
-    return LossReport(rows=np.array(rows, np.int64), losses=total, tokens=tokens, correct=correct, route=losses.route)
+    return LossReport(
+        rows=np.array(rows, np.int64),
+        losses=total,
+        tokens=tokens,
+        correct=correct,
+        route=losses.route,
+        is_masked=is_masked,
+    )
 
 
 def _broken(model: Any, rows: list[int]) -> str:
@@ -114,8 +123,8 @@ def _broken(model: Any, rows: list[int]) -> str:
 class _Losses:
     """The losses of one batch after another, by the route that the first one shows to be right."""
 
-    def __init__(self, model: Any, chunk_tokens: int | None, shift: bool) -> None:
-        self.model, self.chunk_tokens, self.shift = model, chunk_tokens, shift
+    def __init__(self, model: Any, chunk_tokens: int | None) -> None:
+        self.model, self.chunk_tokens = model, chunk_tokens
         self.route = ""
 
     def __call__(self, batch: Batch) -> Sums:
@@ -125,7 +134,7 @@ class _Losses:
             self.route = CLASSES
             logits = self.model(**batch.inputs()).logits  # [rows, classes]
             return _sums(logits, batch.labels, torch.arange(len(batch), device=logits.device), len(batch))
-        if not bool((batch.labels[:, int(self.shift) :] != IGNORE).any()):
+        if not bool((batch.labels[:, int(batch.shift) :] != IGNORE).any()):
             return _no_sums(len(batch), batch.labels.device)
         head = None if self.route == PLAIN else head_of(self.model)
         if head is None or (not self.route and not self._agrees(head, first_row(batch))):
@@ -164,7 +173,7 @@ class _Losses:
     def _summed(self, states: Tensor, batch: Batch, to_logits: Callable[[Tensor], Tensor]) -> Sums:
         """states: [rows, length, *] -> sums over labelled positions, some positions at a time."""
         assert batch.labels is not None
-        labels = batch.labels[:, 1:] if self.shift else batch.labels
+        labels = batch.labels[:, int(batch.shift) :]
         row, place = (labels != IGNORE).nonzero(as_tuple=True)  # [positions] each
         sums = _no_sums(len(batch), labels.device)
         size = self.chunk_tokens or max(1, CHUNK_BYTES // (4 * self.model.config.get_text_config().vocab_size))
@@ -190,6 +199,7 @@ def single_rows(batch: Batch) -> Iterator[Batch]:
             token_type_ids=None if types is None else types[here],
             rows=batch.rows[number : number + 1],
             lengths=(length,),
+            shift=batch.shift,
         )
 
 

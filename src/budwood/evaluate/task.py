@@ -25,10 +25,15 @@ LOSS = ("loss", "perplexity", "token_accuracy")
 CLASSES = ("accuracy", "macro_f1", "mcc", "loss")
 OF_ANSWERS = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l, "bleu": bleu}
 OF_ANSWER = {"exact_match": exact_of, "token_f1": f1_of, "rouge_l": rouge_l_of}
-METRICS: Mapping[str, tuple[str, ...]] = {"causal-lm": (*LOSS, *OF_ANSWERS), "classification": CLASSES}
+OF_HIDDEN = ("loss", "masked_perplexity", "token_accuracy")
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "causal-lm": (*LOSS, *OF_ANSWERS),
+    "classification": CLASSES,
+    "masked-lm": OF_HIDDEN,
+}
 """What can be asked for, by the task of a corpus."""
 
-DEFAULT: Mapping[str, tuple[str, ...]] = {"causal-lm": LOSS, "classification": CLASSES}
+DEFAULT: Mapping[str, tuple[str, ...]] = {**METRICS, "causal-lm": LOSS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ class Task:
         if self.corpus.task == "classification":
             parts = [_classes(self, model, tokenizer)]
         else:
-            parts = [_losses(self, model, tokenizer)] if set(names) & set(LOSS) else []
+            parts = [_losses(self, model, tokenizer)] if set(names) & {*LOSS, *OF_HIDDEN} else []
             parts += [_answers(self, model, tokenizer)] if set(names) & set(OF_ANSWERS) else []
         scores = {score.name: score for part in parts for score in part.scores}
         return EvaluationResult(
@@ -164,7 +169,7 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
     limit = options.max_length
     if limit is None and context is not None and context < tokenizer.model_max_length:
         limit = context
-    is_text = task.corpus.task != "classification"
+    is_text = task.corpus.task == "causal-lm"
     encoded = encode(
         task.corpus,
         task.split,

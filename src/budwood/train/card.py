@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from budwood.data import Task
 from budwood.methods import method_to_dict
 from budwood.records import Quality
 from budwood.records.files import plain, write_text
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from budwood.train.job import Job
     from budwood.train.material import Material
     from budwood.train.setup import Prepared
+
+PIPELINES: Mapping[Task, str] = {
+    "causal-lm": "text-generation",
+    "classification": "text-classification",
+    "masked-lm": "fill-mask",
+}
+"""What the hub calls each task."""
 
 
 def write_card(
@@ -34,7 +42,7 @@ def write_card(
         "base_model": ref.name if ref is not None and ref.kind == "hub" else job.model_name,
         "library_name": "peft" if method.keys() & {"lora", "ia3"} else "budwood",
         "tags": ["budwood", *method],
-        "pipeline_tag": "text-classification" if material.corpus.task == "classification" else "text-generation",
+        "pipeline_tag": PIPELINES[material.corpus.task],
     }
     config = job.config
     lines = [

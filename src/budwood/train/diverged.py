@@ -12,19 +12,20 @@ from torch.utils.hooks import RemovableHandle
 
 from budwood.data import Batch
 from budwood.errors import Diverged
+from budwood.train.checkpoint import Standing
 from budwood.train.feed import Feed
 from budwood.train.objective import Objective
 from budwood.train.setup import Prepared
 
 
 def bad_loss(
-    prepared: Prepared, objective: Objective, feed: Feed, indices: Sequence[int], *, step: int, loss: float
+    prepared: Prepared, objective: Objective, feed: Feed, indices: Sequence[int], standing: Standing, *, loss: float
 ) -> Diverged:
     """The error for a step whose loss is `loss`: each of its rows is tried alone to name the guilty ones."""
     guilty: list[int] = []
     place: str | None = None
     for index in indices:
-        batch = feed.batch([index]).to(prepared.device)
+        batch = feed.batch([index], epoch=standing.position.epoch).to(prepared.device)
         value, module = _trial(prepared, objective, batch)
         if not math.isfinite(value):
             guilty.append(index)
@@ -32,7 +33,9 @@ def bad_loss(
     rows = _rows(feed, guilty or list(indices))
     where = f", first in the output of {place}" if place else ""
     together = "" if guilty else " (each alone is fine: only the sum is not)"
-    return Diverged(f"the loss of step {step} is {loss}{where}. Rows: {rows}{together}. {_advice(prepared)}")
+    return Diverged(
+        f"the loss of step {standing.step + 1} is {loss}{where}. Rows: {rows}{together}. {_advice(prepared)}"
+    )
 
 
 def bad_gradient(prepared: Prepared, feed: Feed, indices: Sequence[int], *, step: int, norm: float) -> Diverged:

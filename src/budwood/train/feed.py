@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from budwood.data import Batch, EpochOrder, Example, Position, collate
+from budwood.data import Batch, EpochOrder, Example, Masking, Position, collate
 
 
 def _row(row: int) -> str:
@@ -22,6 +22,8 @@ class Feed:
     """Token id that fills short rows."""
     where: Callable[[int], str] = _row
     """Says where the row of an `Example` stands, for messages."""
+    masking: Masking | None = None
+    """Hides other tokens in each epoch; None leaves examples as they are."""
 
     @classmethod
     def of(
@@ -33,11 +35,12 @@ class Feed:
         seed: int = 0,
         group_by_length: bool = True,
         where: Callable[[int], str] = _row,
+        masking: Masking | None = None,
     ) -> Feed:
         """Steps of `batch` rows over the examples, shuffled by `seed`."""
         lengths = tuple(len(example.ids) for example in examples) if group_by_length else None
         order = EpochOrder(num_examples=len(examples), batch_size=batch, seed=seed, lengths=lengths)
-        return cls(examples=examples, order=order, pad_id=pad_id, where=where)
+        return cls(examples=examples, order=order, pad_id=pad_id, where=where, masking=masking)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -48,15 +51,19 @@ class Feed:
         """The steps from `start` on, each with the position after it and the examples it consists of."""
         return self.order.batches(start)
 
-    def pieces(self, indices: Sequence[int], count: int) -> list[Batch]:
+    def pieces(self, indices: Sequence[int], count: int, *, epoch: int = 0) -> list[Batch]:
         """The examples of a step as at most `count` batches of nearly equal numbers of rows, none empty."""
         count = min(count, len(indices))
         ends = [len(indices) * number // count for number in range(count + 1)]
-        return [self.batch(indices[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        return [self.batch(indices[a:b], epoch=epoch) for a, b in zip(ends, ends[1:], strict=False)]
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """These examples side by side."""
-        return collate([self.examples[index] for index in indices], self.pad_id)
+    def batch(self, indices: Sequence[int], *, epoch: int = 0) -> Batch:
+        """These examples side by side, as they are in an epoch."""
+        examples = [self.examples[index] for index in indices]
+        if self.masking is not None:
+            seed = self.order.seed
+            examples = [self.masking.for_epoch(example, seed=seed, epoch=epoch) for example in examples]
+        return collate(examples, self.pad_id)
 
     def longest(self, count: int) -> list[int]:
         """The `count` longest examples: what memory is measured on."""

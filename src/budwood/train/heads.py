@@ -9,6 +9,7 @@ from torch import nn
 
 from budwood.anatomy import Anatomy
 from budwood.core import Method
+from budwood.errors import BadConfig
 
 
 def new_modules(model: nn.Module, other: nn.Module) -> tuple[str, ...]:
@@ -20,16 +21,33 @@ def new_modules(model: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
 def train_new_modules(method: Method, model: nn.Module, anatomy: Anatomy, new: tuple[str, ...]) -> Method:
     """`method`, training these modules in full beside what it trains already, so that they are saved with it."""
+    missing = _untrained(method, model, anatomy, new)
+    if not missing:
+        return method
+    heads = tuple(site.path for site in method.trained_sites(anatomy))
+    return replace(method, trained=(*heads, *missing))
+
+
+def refuse_untrained(method: Method, model: nn.Module, anatomy: Anatomy, new: tuple[str, ...]) -> None:
+    """Raise BadConfig where a language model's head is new and stays as it was drawn: it says nothing about words."""
+    missing = _untrained(method, model, anatomy, new)
+    if missing:
+        raise BadConfig(
+            f"{type(model).__name__}: {', '.join(missing)} is not in the checkpoint, so the head that names words "
+            f"would stay random, and nothing could be learned through it. Take a checkpoint that has its head, or "
+            f"train it, too: --method {method.name}:trained={'+'.join(missing)}"
+        )
+
+
+def _untrained(method: Method, model: nn.Module, anatomy: Anatomy, new: tuple[str, ...]) -> list[str]:
+    """Those of the new modules that the method does not train in full."""
     in_place = method.unfreeze(model, anatomy)
     heads = tuple(site.path for site in method.trained_sites(anatomy))
-    missing = [
+    return [
         path
         for path in new
         if path not in heads and not all(f"{path}.{key}" in in_place for key, _ in _own(model, path))
     ]
-    if not missing:
-        return method
-    return replace(method, trained=(*heads, *missing))
 
 
 def _own(model: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:

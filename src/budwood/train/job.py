@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from budwood.core import Method
-from budwood.data import Template
+from budwood.data import TASKS, Template
 from budwood.data.corpus import Task
 from budwood.errors import BadConfig, did_you_mean
 from budwood.methods import LoRA, method_from_dict, method_to_dict
@@ -41,7 +41,7 @@ class Job:
     template: Template = "auto"
     """How conversations are written: chat (the tokenizer's own), plain, or auto."""
     task: Task | None = None
-    """causal-lm or classification; None takes what the data says."""
+    """causal-lm, masked-lm or classification; None takes what the data says."""
     name: str = "default"
     """The adapter's name on the model."""
     out: Path | None = None
@@ -60,11 +60,14 @@ class Job:
     def __post_init__(self) -> None:
         """A file or folder is known by its absolute path from here on: the run is used from other folders, too.
 
-        Raises what `find_below` does for `on`, and BadConfig for a method that cannot stand on others.
+        Raises what `find_below` does for `on`, and BadConfig for a method that cannot
+        stand on others or a task that there is not.
         """
         for name, value in (("model", self.model), ("data", self.data)):
             if isinstance(value, str | Path) and (path := Path(value).expanduser()).exists():
                 object.__setattr__(self, name, str(path.absolute()))
+        if self.task is not None and self.task not in TASKS:
+            raise BadConfig(f"task is {self.task!r}; {did_you_mean(self.task, TASKS)}")
         object.__setattr__(self, "on", find_below(self.on, root=self.root))
         check_stackable(self.method, self.on)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from budwood.core import using
 from budwood.data import Batch, Conversation, Example, Labelled, Row, collate
-from budwood.evaluate import classify, evaluate, evaluate_loss
+from budwood.evaluate import classify, evaluate, evaluate_loss, fill, gaps, hidden, shown
 from budwood.evaluate.generate import complete, context_of
 from budwood.evaluate.task import EvaluationResult, Options
 from budwood.records import Score
@@ -57,11 +57,14 @@ class Judge:
             )
 
     def answers(self, rows: Sequence[Row]) -> list[str]:
-        """What the model says to some rows: generated text, or the name of the likeliest class."""
+        """What the model says to some rows: generated text, the likeliest class, or the likeliest words."""
         if not rows:
             return []
         if isinstance(rows[0].value, Labelled):
             return self._classes(rows)
+        if self.is_masked:
+            with self.prepared.arithmetic():
+                return fill(self.prepared.model, self.material.tokenizer, [self._gap(row) for row in rows])
         context = context_of(self.prepared.model)
         room = ANSWER_TOKENS if context is None else min(ANSWER_TOKENS, context // 2)
         prompts = [row.asked if isinstance(row.value, Conversation) else row.prompt[:OPENING] for row in rows]
@@ -74,6 +77,21 @@ class Judge:
                 template=self.job.template,
             )
         return [answer.text.strip() for answer in found]
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether words are hidden and filled in."""
+        return self.material.corpus.task == "masked-lm"
+
+    def asked(self, row: Row) -> str:
+        """What people are shown as the question: the prompt, or the text with its gaps."""
+        return shown(self._gap(row), self.material.tokenizer) if self.is_masked else row.prompt
+
+    def right(self, row: Row) -> str:
+        """What would have been right."""
+        if self.is_masked:
+            return hidden(self._gap(row), self.material.tokenizer)
+        return reference(row, self.material.corpus.labels)
 
     def samples(self) -> list[Row]:
         """The held-out rows that are answered for people: different prompts, evenly spread, not too long."""
@@ -100,6 +118,9 @@ class Judge:
             return
         with using(self.prepared.model, None):
             yield
+
+    def _gap(self, row: Row) -> Example:
+        return gaps([row.prompt], self.material.tokenizer, max_length=self.material.max_length)[0]
 
     def _classes(self, rows: Sequence[Row]) -> list[str]:
         texts = [row.value.text for row in rows if isinstance(row.value, Labelled)]

@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
-from budwood.assets import ModelRef, load_model, load_tokenizer, resolve_data, resolve_model, stored_labels
+from budwood.assets import (
+    ModelRef,
+    load_model,
+    load_tokenizer,
+    resolve_data,
+    resolve_model,
+    stored_context,
+    stored_labels,
+)
 from budwood.core import base_state_dict
 from budwood.data import Corpus, Encoded, Example, encode, read, with_validation
 from budwood.errors import BadConfig
@@ -108,8 +116,10 @@ def gather(job: Job) -> Material:
     ref = None if given is not None else resolve_model(job.model, offline=job.offline)
     tokenizer = job.tokenizer or load_tokenizer(_needed(ref), trust_remote_code=job.trust_remote_code)
     corpus = _corpus(job, ref, given)
+    if given is not None and corpus.task == "masked-lm":
+        _check_masked(given)
     labels = corpus.labels if corpus.task == "classification" else None
-    limit = _max_length(job, tokenizer, given)
+    limit = _max_length(job, tokenizer, given, ref)
     stops = _stops(given)
     settings: dict[str, Any] = {"template": job.template, "max_length": limit, "stop_ids": stops}
     train = encode(corpus, "train", tokenizer, **settings)
@@ -172,11 +182,26 @@ def _labels_of(model: PreTrainedModel | None) -> tuple[str, ...] | None:
     return None if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names
 
 
-def _max_length(job: Job, tokenizer: PreTrainedTokenizerBase, given: PreTrainedModel | None) -> int:
+def _check_masked(model: PreTrainedModel) -> None:
+    kind = type(model.config)
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING or type(model) is not MODEL_FOR_MASKED_LM_MAPPING[kind]:
+        raise BadConfig(
+            f"model is a {type(model).__name__}, which cannot fill in hidden words; load it with "
+            "transformers.AutoModelForMaskedLM"
+        )
+
+
+def _max_length(
+    job: Job, tokenizer: PreTrainedTokenizerBase, given: PreTrainedModel | None, ref: ModelRef | None
+) -> int:
     if job.config.max_length is not None:
         return job.config.max_length
     limits = [LONGEST, tokenizer.model_max_length]
-    if given is not None and (context := context_of(given)) is not None:
+    if given is not None:
+        context = context_of(given)
+    else:
+        context = stored_context(_needed(ref), trust_remote_code=job.trust_remote_code)
+    if context is not None:
         limits.append(context)
     return min(limits)
 

@@ -47,7 +47,7 @@ class CausalLM:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """Logits are asked for only at positions where some row learns something, and float32 only where it does."""
-        if batch.labels is None or batch.labels.ndim != 2:
+        if batch.labels is None or batch.labels.ndim != 2 or not batch.shift:
             raise BadData("a language model needs a label for each token; read the data with task causal-lm")
         labels = batch.labels[:, 1:]  # [B, T - 1]: position t predicts token t + 1
         learned = labels != IGNORE  # [B, T - 1]
@@ -57,6 +57,23 @@ class CausalLM:
         picked = logits[chosen].float()  # [targets, V]
         total = F.cross_entropy(picked, labels[:, positions][chosen], reduction="sum")
         return Loss(total, int(chosen.sum()))
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """Cross-entropy of each hidden token given all others."""
+
+    def targets(self, batch: Batch) -> int:
+        """Hidden tokens."""
+        return batch.num_targets
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        """logits: [B, T, V], labels: [B, T]; float32 only where a token is hidden."""
+        if batch.labels is None or batch.shift:
+            raise BadData("a masked language model needs rows with hidden tokens; read the data with task masked-lm")
+        hidden = batch.labels != IGNORE  # [B, T]
+        picked = model(**batch.inputs()).logits[hidden].float()  # [targets, V]
+        return Loss(F.cross_entropy(picked, batch.labels[hidden], reduction="sum"), int(hidden.sum()))
 
 
 @dataclass(frozen=True)
@@ -80,7 +97,11 @@ class Classify:
         return Loss(F.cross_entropy(logits.float(), batch.labels, reduction="sum"), len(batch))
 
 
-OBJECTIVES: dict[str, type[CausalLM] | type[Classify]] = {"causal-lm": CausalLM, "classification": Classify}
+OBJECTIVES: dict[str, type[CausalLM] | type[Classify] | type[MaskedLM]] = {
+    "causal-lm": CausalLM,
+    "classification": Classify,
+    "masked-lm": MaskedLM,
+}
 """The objective of each task."""
 
 

@@ -19,7 +19,7 @@ from budwood.train.checkpoint import Standing, has_state, load_state
 from budwood.train.config import TrainConfig
 from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
 from budwood.train.job import Job, as_config
-from budwood.train.judging import Judge, reference
+from budwood.train.judging import Judge
 from budwood.train.loop import Fitted, Saving, fit
 from budwood.train.observer import Observer, Silent
 from budwood.train.preflight import Preflight
@@ -298,7 +298,7 @@ def _train(
 
     def validate() -> Sequence[Score]:
         for row, base, now in zip(before.asked[:1], before.answers, judge.answers(before.asked[:1]), strict=False):
-            observer.sample({"prompt": row.prompt, "base": base, "now": now})
+            observer.sample({"prompt": judge.asked(row), "base": base, "now": now})
         return judge.scores()
 
     try:
@@ -323,8 +323,7 @@ def _examine_trained(
     """Scores, predictions and answers of the trained model, written down beside the base's."""
     after = judge.examine()
     for row, base, now in zip(before.asked, before.answers, judge.answers(before.asked), strict=True):
-        right = reference(row, judge.material.corpus.labels)
-        observer.sample({"prompt": row.prompt, "base": base, "now": now, "reference": right})
+        observer.sample({"prompt": judge.asked(row), "base": base, "now": now, "reference": judge.right(row)})
     if after is not None:
         for prediction in after.predictions:
             folder.add_prediction(prediction.to_dict())

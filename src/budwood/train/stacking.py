@@ -71,6 +71,7 @@ def check_stackable(method: Method, below: Sequence[str]) -> None:
 def lay(model: nn.Module, folders: Sequence[str], *, top: str, anatomy: Anatomy | None = None) -> tuple[str, ...]:
     """Load adapters, frozen, and put them in force, each on those before it; returns their names on the model.
 
+    A head that one of them trained and this model does not have is left out: it belongs to the task of that one.
     top     the name that is kept for the adapter above them
     Raises  what `budwood.load` does, naming the folder
     """
@@ -78,7 +79,7 @@ def lay(model: nn.Module, folders: Sequence[str], *, top: str, anatomy: Anatomy 
     for folder in folders:
         name = _free_name(Path(folder), {top, *adapters(model)})
         try:
-            load(model, folder, name=name, anatomy=anatomy)
+            load(model, folder, name=name, anatomy=anatomy, without_heads=True)
         except BadCheckpoint as error:
             raise BadCheckpoint(f"{folder}, which the adapter is to stand on: {error}") from error
         names.append(name)
@@ -106,7 +107,9 @@ def contents(folders: Sequence[str]) -> str:
     """What tells these adapters from any others: 16 hex digits of what their files hold."""
     digest = hashlib.sha256()
     for folder in folders:
-        digest.update((Path(folder) / "adapter_model.safetensors").read_bytes())
+        for file in sorted(Path(folder).iterdir()):
+            if file.suffix in (".json", ".safetensors", ".bin"):
+                digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

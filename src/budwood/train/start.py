@@ -10,12 +10,13 @@ import torch
 from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
 from budwood.core.fingerprint import fingerprint
+from budwood.data import Masking
 from budwood.errors import BadConfig
 from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
 from budwood.train.feed import Feed
-from budwood.train.heads import new_modules, train_new_modules
+from budwood.train.heads import new_modules, refuse_untrained, train_new_modules
 from budwood.train.job import Job
 from budwood.train.material import Material, gather
 from budwood.train.objective import OBJECTIVES, Objective
@@ -111,9 +112,12 @@ def start(job: Job) -> Started:
     seed_everything(job.config.seed)
     model = material.source.load(None if compact else torch.float32, seed=job.config.seed)
     anatomy = discover(model)
-    if material.corpus.task == "classification" and material.source.ref is not None:
+    if material.corpus.task != "causal-lm" and material.source.ref is not None:
         new = new_modules(model, material.source.fresh(model.dtype, seed=job.config.seed + 1))
-        job = replace(job, method=train_new_modules(job.method, model, anatomy, new))
+        if material.corpus.task == "masked-lm":
+            refuse_untrained(job.method, model, anatomy, new)
+        else:
+            job = replace(job, method=train_new_modules(job.method, model, anatomy, new))
     if compact:
         store_compactly(model, trained=job.method.unfreeze(model, anatomy))
     feed = Feed.of(
@@ -123,6 +127,7 @@ def start(job: Job) -> Started:
         seed=job.config.seed,
         group_by_length=job.config.group_by_length,
         where=lambda row: material.corpus.where("train", row),
+        masking=Masking.of(material.tokenizer) if material.corpus.task == "masked-lm" else None,
     )
     sample = feed.batch(feed.longest(1))
     prepared = prepare(model, job.method, job.config, name=job.name, on=job.on, sample=sample, anatomy=anatomy)

@@ -48,7 +48,7 @@ def gradients(
     mine = mine or rows[:1]
     count = standing.pieces
     while True:
-        pieces = feed.pieces(mine, count)
+        pieces = feed.pieces(mine, count, epoch=standing.position.epoch)
         random = random_state()
         try:
             total, targets = _accumulate(prepared, objective, pieces, weight)
@@ -58,7 +58,7 @@ def gradients(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         else:
             if not math.isfinite(total):
-                raise bad_loss(prepared, objective, feed, rows, step=standing.step + 1, loss=total)
+                raise bad_loss(prepared, objective, feed, rows, standing, loss=total)
             return Outcome(total / targets, targets, sum(len(feed.examples[row].ids) for row in rows), count)
         prepared.optimizer.zero_grad(set_to_none=True)
         restore_random_state(random)

@@ -169,7 +169,7 @@ def sample_logits(model: Any, batches: Sequence[Batch], compute: torch.dtype) ->
             if here.labels is None or here.labels.ndim == 1:
                 found += [row[None].float().cpu() for row in model(**here.inputs()).logits]
                 continue
-            learned = here.labels[:, 1:] != IGNORE  # [B, T - 1]
+            learned = here.labels[:, int(here.shift) :] != IGNORE  # [B, T - 1], or [B, T]
             positions = learned.any(dim=0).nonzero().flatten()[:POSITIONS]  # [K]
             logits = logits_at(model, here, positions)  # [B, K, V]
             chosen = learned[:, positions]
