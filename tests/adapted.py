@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import pytest
@@ -23,6 +24,7 @@ from budwood.methods import (
     Parallel,
     Selective,
 )
+from budwood.methods.bottleneck import Bottleneck
 from families import FAMILIES
 
 QV = ("attn.q", "attn.v", "cross.q?", "cross.v?")
@@ -40,7 +42,7 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS if me
     "adapter-h-ln": AdapterH(size=4, ln_before=True, ln_after=True, learn_scale="channel", activation="silu"),
     "adapter-h-norms": AdapterH(size=4, trained=("norm.*",)),
     "adapter-p": AdapterP(reduction=4),
-    "adapter-p-all": AdapterP(size=4, targets=("all",), learn_scale="scalar"),
+    "adapter-p-all": AdapterP(size=4, targets=("all",), learn_scale="scalar", activation="silu"),
     "language": AdapterP(size=4, invertible=True),
     "parallel": Parallel(reduction=4),
     "parallel-all": Parallel(size=4, targets=("all",), learn_scale="channel", ln_after=True),
@@ -57,6 +59,24 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS if me
 }
 IN_PLACE = ("full", "selective", "last-layers")
 """Variants that train the base's own weights."""
+ADDED = tuple(
+    v for v, m in VARIANTS.items() if isinstance(m, Bottleneck | LinearAdapter)
+)  # fmt: skip
+"""Variants that put small networks beside the base's weights, and so cannot be merged."""
+AT_SUBLAYERS = tuple(v for v in ADDED if isinstance(VARIANTS[v], Bottleneck))
+"""Those of them that read residuals and norms."""
+PLACES = ("llama", "gpt2", "bert", "gpt_neox", "falcon", "bart", "t5", "mixtral", "gemma2", "granite", "albert")
+"""Families that between them place residuals and norms in every way: pre-LN, post-LN, parallel (in place, too), with
+cross-attention, experts, norms and factors before the sum, and layers that share their weights."""
+
+
+def cases(older: Iterable[str], added: Iterable[str]) -> list[tuple[str, str]]:
+    """(family, variant) for a property: `added` are the families for what reads residuals and norms."""
+    return [
+        (family, variant)
+        for variant in VARIANTS
+        for family in (added if variant in ADDED else older)
+    ]  # fmt: skip
 
 
 @cache

@@ -12,10 +12,14 @@ from adapted import VARIANTS, adapted, logits, perturb, weighted
 FAMILIES = ("llama", "gpt2", "bert", "gpt_neox", "qwen3_moe")
 
 
-def two_adapters(family: str) -> tuple[nn.Module, dict[str, Tensor]]:
+PAIRS = (("lora", "lora-all"), ("adapter-h", "parallel-all"), ("language", "compacter"), ("parallel-heads", "lora-qv"))
+"""Adapters a and b; parallel-heads and the like read one module at another."""
+
+
+def two_adapters(family: str, pair: tuple[str, str] = PAIRS[0]) -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
-    model, batch = adapted(family, "lora", "a", perturbed=True)
-    core.attach(model, VARIANTS["lora-all"], name="b")
+    model, batch = adapted(family, pair[0], "a", perturbed=True)
+    core.attach(model, VARIANTS[pair[1]], name="b")
     perturb(model, "b", seed=11)
     return model.train(), batch
 
@@ -40,13 +44,18 @@ def run(model: nn.Module, batch: dict[str, Tensor], *, switch: bool) -> dict[str
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_plan_switched_before_backward(family: str, reentrant: bool) -> None:
-    model, batch = two_adapters(family)
+@pytest.mark.parametrize(
+    ("family", "pair"),
+    [(family, PAIRS[0]) for family in FAMILIES]
+    + [(family, pair) for family in ("llama", "bert", "falcon", "bart", "mixtral") for pair in PAIRS[1:]],
+    ids=str,
+)
+def test_plan_switched_before_backward(family: str, pair: tuple[str, str], reentrant: bool) -> None:
+    model, batch = two_adapters(family, pair)
     expected = run(model, batch, switch=False)
     assert {name.split(".deltas.")[1][0] for name in expected} == {"a", "b"}
 
-    model, batch = two_adapters(family)
+    model, batch = two_adapters(family, pair)
     model.get_input_embeddings().register_forward_hook(require_gradient)  # type: ignore[operator]
     model.activation_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
     found = run(model, batch, switch=True)

@@ -21,8 +21,11 @@ def generate(model: nn.Module, ids: Tensor, **settings: Any) -> Tensor:
     return model.generate(ids, **settings)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("variant", ["lora-all", "ia3", "full"])
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [(family, variant) for family in DECODERS for variant in ("lora-all", "ia3", "full", "adapter-h", "parallel-all")]
+    + [(family, variant) for family in ("llama", "falcon", "bart") for variant in ("language", "parallel-heads")],
+)
 def test_cache_changes_nothing(family: str, variant: str) -> None:
     model, batch = adapted(family, variant, perturbed=True)
     ids = batch["input_ids"][:1]
@@ -31,19 +34,21 @@ def test_cache_changes_nothing(family: str, variant: str) -> None:
         assert torch.equal(cached, generate(model, ids, num_beams=beams, use_cache=False))
 
 
+@pytest.mark.parametrize("variant", ["lora-all", "adapter-p-all", "parallel-before"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-def test_left_padding_changes_nothing(family: str) -> None:
-    model, batch = adapted(family, "lora-all", perturbed=True)
+def test_left_padding_changes_nothing(family: str, variant: str) -> None:
+    model, batch = adapted(family, variant, perturbed=True)
     ids = batch["input_ids"][:1]
     padded = torch.cat([torch.full((1, 3), PAD), ids], dim=1)
     mask = (torch.arange(padded.shape[1]) >= 3).long().unsqueeze(0)
     assert torch.equal(generate(model, padded, attention_mask=mask)[:, 3:], generate(model, ids))
 
 
+@pytest.mark.parametrize("variant", ["lora-all", "language", "parallel-all"])
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_one_adapter_a_row(family: str, beams: int) -> None:
-    model, batch = adapted(family, "lora-all", "a", perturbed=True)
+def test_one_adapter_a_row(family: str, beams: int, variant: str) -> None:
+    model, batch = adapted(family, variant, "a", perturbed=True)
     core.attach(model, VARIANTS["ia3"], name="b")
     perturb(model, "b", scale=1.0)
     ids = batch["input_ids"][:1].repeat(3, 1)

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 import budwood.core as core
-from adapted import VARIANTS, adapted, logits, weighted
+from adapted import PLACES, VARIANTS, adapted, cases, logits, weighted
 from families import SMALL
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(("family", "variant"), cases(SMALL, PLACES))
 def test_all_of_the_adapter_and_nothing_else_moves(family: str, variant: str) -> None:
     model, batch = adapted(family, variant, perturbed=True)
     own = core.named_parameters(model, "faq")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import budwood.core as core
-from adapted import IN_PLACE, VARIANTS, adapted, anatomy_of, close, logits
+from adapted import IN_PLACE, VARIANTS, adapted, anatomy_of, cases, close, logits, perturb
 from budwood.errors import BudwoodError
 from families import FAMILIES, SMALL
 
@@ -27,43 +29,51 @@ def footprint(model: nn.Module) -> dict[str, object]:
     }
 
 
+@cache
+def untouched(family: str) -> tuple[Tensor, dict[str, object], dict[str, Tensor]]:
+    """The plain model's logits, footprint and weights."""
+    model = FAMILIES[family].build()
+    with torch.no_grad():
+        return logits(model, FAMILIES[family].batch()), footprint(model), model.state_dict()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_starts_as_the_identity(family: str, variant: str) -> None:
-    base = FAMILIES[family].build()
+def test_starts_as_the_identity_acts_when_moved_and_goes(family: str, variant: str) -> None:
+    """Off, it is the base bit for bit; detached, nothing tells that it was there."""
+    base, before, state = untouched(family)
     model, batch = adapted(family, variant)
+    # two Mambas with the same weights differ in the last bit, by where in memory they lie
+    same = close if FAMILIES[family].is_stateful else torch.equal
     with torch.no_grad():
-        assert close(logits(model, batch), logits(base, batch), 1e-6)
-
-
-@pytest.mark.parametrize("variant", SWITCHED)
-@pytest.mark.parametrize("family", SMALL)
-def test_off_is_the_base_bit_for_bit(family: str, variant: str) -> None:
-    base = FAMILIES[family].build()
-    model, batch = adapted(family, variant, perturbed=True)
-    with torch.no_grad():
+        assert close(logits(model, batch), base, 1e-6)
+        perturb(model, "faq")
         on = logits(model, batch)
-        with core.using(model, None):
-            off = logits(model, batch)
-        again = logits(model, batch)
-        assert torch.equal(off, logits(base, batch))
-    assert not torch.equal(on, off)
-    assert torch.equal(on, again)
+        assert not close(on, base, 1e-4)
+        if variant in SWITCHED:
+            with core.using(model, None):
+                assert same(logits(model, batch), base)
+            assert torch.equal(on, logits(model, batch))
+        core.detach(model, "faq")
+        assert same(logits(model, batch), base)
+    assert footprint(model) == before
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(state[key], after[key]) for key in state)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", SMALL)
-def test_detach_leaves_no_trace(family: str, variant: str) -> None:
-    base = FAMILIES[family].build()
+@pytest.mark.parametrize(("family", "variant"), cases(SMALL, ("llama", "bert", "t5", "falcon")))
+def test_detach_after_training_leaves_no_trace(family: str, variant: str) -> None:
+    _, before, state = untouched(family)
     model, batch = adapted(family, variant, perturbed=True)
     model.train()
     logits(model, batch).square().sum().backward()
     model.eval()
     core.detach(model, "faq")
-    assert footprint(model) == footprint(base)
-    before, after = base.state_dict(), model.state_dict()
-    assert list(before) == list(after)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert footprint(model) == before
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(state[key], after[key]) for key in state)
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -77,7 +87,9 @@ def test_base_keys_and_values_stay_while_attached(family: str) -> None:
         assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("variant", ["lora", "ia3", "lora-dora", "bitfit"])
+@pytest.mark.parametrize(
+    "variant", ["lora", "ia3", "lora-dora", "bitfit", "adapter-h-norms", "language", "parallel-all", "compacter"]
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
 def test_starts_as_the_identity_on_a_bfloat16_base(family: str, variant: str) -> None:
     batch = FAMILIES[family].batch()

@@ -39,7 +39,9 @@ def quantised(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return model.eval(), FAMILIES["llama"].batch()
 
 
-@pytest.mark.parametrize("variant", ["lora-all", "ia3"])
+@pytest.mark.parametrize(
+    "variant", ["lora-all", "ia3", "adapter-h", "adapter-p-all", "parallel-heads", "linear-adapter"]
+)
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_attach_train_detach(kind: str, variant: str) -> None:
     model, batch = quantised(kind)

@@ -48,7 +48,7 @@ def shard(rank: int, port: int, variant: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["lora-all", "ia3", "lora-dora"])
+@pytest.mark.parametrize("variant", ["lora-all", "ia3", "lora-dora", "adapter-h", "adapter-p-all", "parallel-heads"])
 def test_gradients_equal_one_process(variant: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
