@@ -40,9 +40,9 @@ HIDDEN: dict[str, str] = {
     **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
     **dict.fromkeys(("eval", "try"), f"--on {ALSO_MACHINE}"),
     "compose": "--trust-remote-code",
-    "train": "--on --task --accumulate --learning-rate --schedule --warmup --weight-decay --clip --gradient-checkpointing "
-    "--group-by-length --no-group-by-length --eval-every --eval-rows --test-rows --save-every --proof-steps --samples "
-    f"{ALSO_MACHINE}",
+    "train": "--on --task --accumulate --learning-rate --schedule --warmup --weight-decay --clip "
+    "--gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows --test-rows --save-every "
+    f"--proof-steps --samples {ALSO_MACHINE}",
 }
 MOST_FLAGS = 15
 
