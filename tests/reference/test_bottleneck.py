@@ -510,8 +510,8 @@ NICE = {
     "roberta": ("roberta.encoder.layer.0", "lm_head.decoder"),
     "llama": ("model.layers.0", "lm_head"),
     "gpt2": ("transformer.h.0", "lm_head"),
-    "t5": ("encoder.block.0", ""),
-    "bart": ("model.encoder.layers.0", ""),
+    "t5": ("encoder.block.0", "lm_head"),
+    "bart": ("model.encoder.layers.0", "lm_head"),
     "bert-classify": ("bert.encoder.layer.0", ""),
 }
 """What reads the forward, and what the inverse."""
