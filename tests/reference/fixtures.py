@@ -35,7 +35,9 @@ class Fixture:
         model = getattr(transformers, data["model_class"])(config).eval()
         missing, unexpected = model.load_state_dict(data["base_state_dict"], strict=False)
         assert not unexpected, unexpected
-        assert all("position_ids" in k or "lm_head" in k or "embed_tokens" in k or "decoder" in k for k in missing), missing
+        assert all("position_ids" in k or "lm_head" in k or "embed_tokens" in k or "decoder" in k for k in missing), (
+            missing
+        )
         model.tie_weights()
         return model
 

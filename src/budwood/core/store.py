@@ -35,13 +35,28 @@ def write_folder(path: Path | str, folder: Folder) -> None:
 
     Raises BadConfig where the folder cannot be written.
     """
-    path = Path(path)
-    metadata = {"format": "pt", OWN: json.dumps(folder.own, sort_keys=True)}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in folder.tensors.items()}
+    own = {OWN: json.dumps(folder.own, sort_keys=True)}
+    write_files(Path(path), configs={CONFIG: folder.config}, tensors={TENSORS: folder.tensors}, metadata=own)
+
+
+def write_files(
+    path: Path,
+    *,
+    configs: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write JSON and safetensors files by name, tensors first, each file complete or not at all.
+
+    Raises BadConfig where the folder cannot be written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace(path / TENSORS, to_bytes(tensors, metadata=metadata))
-        _replace(path / CONFIG, (json.dumps(folder.config, indent=2, sort_keys=True) + "\n").encode())
+        for name, content in tensors.items():
+            plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()}
+            _replace(path / name, to_bytes(plain, metadata={"format": "pt", **(metadata or {})}))
+        for name, config in configs.items():
+            _replace(path / name, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise BadConfig(
             f"cannot write the adapter to {path}: {error.strerror or error}; choose another folder"

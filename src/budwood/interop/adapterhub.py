@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from budwood.anatomy import Anatomy, Site
 from budwood.core import adapter_of
 from budwood.errors import BadCheckpoint
-from budwood.interop.adapterhub_names import ACTIVATIONS, DEFAULTS, NARROW, PRESETS, REQUIRED, RULE, Key, Names, parse
+from budwood.interop.adapterhub_names import (
+    ACTIVATIONS,
+    DEFAULTS,
+    NARROW,
+    PRESETS,
+    REQUIRED,
+    RULE,
+    Key,
+    Names,
+    base_prefix,
+    parse,
+)
 from budwood.interop.reading import Read, compress, last_names
 from budwood.methods import IA3, AdapterH, AdapterP, Compacter, Fusion, LoRA, Parallel
 from budwood.methods.bottleneck import Bottleneck, Sequential
@@ -39,7 +50,7 @@ def read(
     """
     _check_base(config, anatomy, model)
     own = vars(model).get("config")
-    names = Names(anatomy, _prefix(model), "" if own is None else str(own.model_type), is_interface=is_interface)
+    names = Names(anatomy, base_prefix(model), "" if own is None else str(own.model_type), is_interface=is_interface)
     keys = {key: parse(key) for key in tensors}
     if "adapter_names" in config:
         _check_parts(config["adapter_names"], model)
@@ -52,11 +63,6 @@ def read(
             f"this AdapterHub adapter is of the type {fields['architecture']!r}, which is not read here"
         )
     return _bottleneck(fields, keys, tensors, names)
-
-
-def _prefix(model: nn.Module) -> str:
-    """What a task model calls its base model."""
-    return next((str(vars(c)["base_model_prefix"]) for c in type(model).__mro__ if "base_model_prefix" in vars(c)), "")
 
 
 def _check_base(config: Mapping[str, Any], anatomy: Anatomy, model: nn.Module) -> None:
@@ -208,7 +214,7 @@ def _residual(fields: Mapping[str, Any], names: Names) -> str:
     return "h" if said else "input"
 
 
-def _expected(fields: Mapping[str, Any], names: Names) -> list[str]:
+def expected_sites(fields: Mapping[str, Any], names: Names) -> list[str]:
     """Paths of the sub-layers that the configuration adapts."""
     asked = {"attn": fields["mh_adapter"], "mlp": fields["output_adapter"], "cross": fields["cross_adapter"]}
     left_out = set(fields["leave_out"] or ())
@@ -216,7 +222,7 @@ def _expected(fields: Mapping[str, Any], names: Names) -> list[str]:
 
 
 def _check_sites(fields: Mapping[str, Any], paths: list[str], names: Names) -> None:
-    expected = _expected(fields, names)
+    expected = expected_sites(fields, names)
     missing = [path for path in expected if path not in paths]
     more = [path for path in paths if path not in expected]
     if missing:
@@ -231,25 +237,28 @@ def _check_sites(fields: Mapping[str, Any], paths: list[str], names: Names) -> N
 
 
 def _check_agreement(fields: Mapping[str, Any], paths: list[str], names: Names) -> None:
-    """Raises BadCheckpoint where the library feeds its adapters something else than the papers say."""
+    why = disagreement(fields, paths, names)
+    if why is not None:
+        raise BadCheckpoint(
+            f"AdapterHub {why}: this adapter would not be what it was trained to be; train it again here"
+        )
+
+
+def disagreement(fields: Mapping[str, Any], paths: list[str], names: Names) -> str | None:
+    """Where the library feeds its adapters something else than the papers say: what it does, None for nothing."""
     reads_r = fields["is_parallel"] or fields["original_ln_before"]
     for sublayer in names.anatomy.sublayers:
         if sublayer.path not in paths:
             continue
-        why = None
         if sublayer.output_norm is not None:
-            why = "puts adapters before the norm that follows this sub-layer, and adds what that norm has not seen"
-        elif sublayer.is_parallel and reads_r and sublayer.role == "mlp":
-            why = "adds the attention to the residual before the feed-forward's adapter reads it"
-        elif names.kind == "albert" and sublayer.role == "attn":
-            why = "exchanges the sub-layer's output and its residual at ALBERT's attention"
-        elif names.is_interface and sublayer.norm is not None and fields["original_ln_before"]:
-            why = "gives every layer the last layer's LayerNorm (its interface for plain models)"
-        if why is not None:
-            raise BadCheckpoint(
-                f"AdapterHub {why}, so this adapter would not be at {sublayer.path} what it was trained to be; "
-                "train it again here"
-            )
+            return f"puts adapters before {sublayer.output_norm}, and adds what that norm has not seen"
+        if sublayer.is_parallel and reads_r and sublayer.role == "mlp":
+            return f"adds the attention to the residual before the adapter at {sublayer.path} reads it"
+        if names.kind == "albert" and sublayer.role == "attn":
+            return f"exchanges h and the residual at {sublayer.path}"
+        if names.is_interface and sublayer.norm is not None and fields["original_ln_before"]:
+            return f"uses the last layer's LayerNorm at {sublayer.path} (its interface for plain models)"
+    return None
 
 
 def _targets(fields: Mapping[str, Any], paths: list[str], names: Names) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from budwood.anatomy import Anatomy, Site, SubLayer
 from budwood.errors import BadCheckpoint
 
@@ -162,3 +164,8 @@ def parse(key: str) -> Key:
     if found is None:
         raise BadCheckpoint(f"the tensor {key!r} has a name that no AdapterHub adapter of a known type has")
     return Key(found["path"], found["kind"], found["leaf"])
+
+
+def base_prefix(model: nn.Module) -> str:
+    """What a task model calls its base model."""
+    return next((str(vars(c)["base_model_prefix"]) for c in type(model).__mro__ if "base_model_prefix" in vars(c)), "")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ from budwood.anatomy import Anatomy, discover
 from budwood.core import Adapter, Method, attach, delta_at, detach, named_parameters
 from budwood.core.fingerprint import check_fingerprint, fingerprint
 from budwood.core.registry import adapter_of, registry_of, root_of
-from budwood.core.store import Folder, read_config, read_folder, write_folder
+from budwood.core.store import Folder, read_config, read_folder, write_files, write_folder
 from budwood.core.trained import Trained
 from budwood.errors import BadCheckpoint
-from budwood.interop import peft
+from budwood.interop import adapterhub_write, peft
 from budwood.interop.foreign import read_foreign
 from budwood.methods import method_from_dict, method_to_dict
 
@@ -40,14 +40,27 @@ class Description:
     """What it was trained for."""
 
 
-def save(model: nn.Module, folder: Path | str, *, name: str, on: Sequence[str] = (), task: str | None = None) -> Path:
+def save(
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    name: str,
+    on: Sequence[str] = (),
+    task: str | None = None,
+    to: Literal["budwood", "adapterhub"] = "budwood",
+) -> Path:
     """Write the adapter `name` to `folder`: adapter_config.json and adapter_model.safetensors.
 
     A task head that was trained is in it. on: folders of the adapters that it was trained on top of, for the record.
-    Raises NoSuchAdapter, or BadConfig where the folder cannot be written.
+    to: adapterhub writes that library's own files instead, without our record
+    Raises NoSuchAdapter, or BadConfig where the folder cannot be written or the format cannot hold the adapter.
     """
     model = root_of(model)
     registry, adapter = adapter_of(model, name)
+    if to == "adapterhub":
+        written = adapterhub_write.write(model, adapter)
+        write_files(Path(folder), configs=written.configs, tensors=written.tensors)
+        return Path(folder)
     own: dict[str, Any] = {
         "version": _VERSION,
         "method": method_to_dict(adapter.method),
