@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PREFIX = "BUDWOOD_"
 BESIDE = (
     *("model", "data", "method", "on", "out", "columns", "template", "task", "offline"),
-    *("trust_remote_code", "version"),
+    *("trust_remote_code", "allow_pickle", "version"),
 )
 """Keys that may stand in a file beside those of TrainConfig."""
 NAMES = {

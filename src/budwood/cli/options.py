@@ -121,6 +121,8 @@ class Machine:
     """auto, chat (the tokenizer's own template) or plain."""
     trust_remote_code: Annotated[bool | None, Unlisted] = None
     """Run the code that the model brings along."""
+    allow_pickle: Annotated[bool | None, Unlisted] = None
+    """Read adapters from pickle files, too, tensors and nothing else."""
 
 
 def given(flags: object) -> dict[str, object]:

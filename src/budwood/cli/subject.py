@@ -106,7 +106,7 @@ class Subject:
         from budwood.train.stacking import load_on
 
         model = self.load_base(dtype=dtype)
-        load_on(model, self.folder, name=NAME, on=self.on)
+        load_on(model, self.folder, name=NAME, on=self.on, allow_pickle=bool(self.settings.get("allow_pickle")))
         return model
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -243,7 +243,7 @@ def _below(found: Description, settings: Mapping[str, object], shown: str) -> tu
 
 def _over(settings: Mapping[str, object], trained_with: Mapping[str, Any]) -> dict[str, object]:
     """What was asked for, over those of the run's settings that say how rows are read."""
-    kept = ("columns", "template", "max_length", "seed", "trust_remote_code")
+    kept = ("columns", "template", "max_length", "seed", "trust_remote_code", "allow_pickle")
     found: dict[str, object] = {key: trained_with[key] for key in kept if trained_with.get(key) is not None}
     return {**found, **settings}
 

@@ -57,7 +57,14 @@ def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, obse
     rows = _checked_rows(judge)
     fresh = fresh_base(prepared, material, judge.job.config.seed + OTHER_SEED)
     reload = verify_reload(
-        prepared.model, fresh, folder.adapter, name=name, on=judge.job.on, batches=rows, compute=prepared.compute
+        prepared.model,
+        fresh,
+        folder.adapter,
+        name=name,
+        on=judge.job.on,
+        batches=rows,
+        compute=prepared.compute,
+        allow_pickle=judge.job.allow_pickle,
     )
     observer.note(str(reload))
     timing = time_answers(fresh, prepared.compute)
@@ -137,7 +144,7 @@ def _merge(
     if prepared.compute == torch.bfloat16:
         del fresh
         fresh = judge.material.source.fresh(torch.float32, seed=judge.job.config.seed + OTHER_SEED).float()
-        load_on(fresh.to(prepared.device), adapter, name=name, on=judge.job.on)
+        load_on(fresh.to(prepared.device), adapter, name=name, on=judge.job.on, allow_pickle=judge.job.allow_pickle)
     try:
         report = verify_merge(fresh, names=tuple(adapters(fresh)), batches=rows)
     except CannotFold as refusal:

@@ -16,7 +16,7 @@ from budwood.records import Json
 from budwood.train.config import TrainConfig
 from budwood.train.stacking import check_stackable, find_below
 
-SAID = ("model", "data", "method", "on", "columns", "template", "task", "offline")
+SAID = ("model", "data", "method", "on", "columns", "template", "task", "offline", "allow_pickle")
 """What config.yaml says beside the settings of `TrainConfig`."""
 
 
@@ -54,6 +54,8 @@ class Job:
     """Never ask the network."""
     trust_remote_code: bool = False
     """Run the code that the model's folder brings along."""
+    allow_pickle: bool = False
+    """Read adapters below it from pickle files, too, tensors and nothing else."""
     command: tuple[str, ...] = ()
     """What was typed, for the record."""
 
@@ -92,6 +94,7 @@ class Job:
             "template": self.template,
             "task": self.task,
             "offline": self.offline,
+            "allow_pickle": self.allow_pickle,
             **self.config.to_dict(),
         }
 

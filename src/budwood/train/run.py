@@ -73,7 +73,8 @@ class Run:
         ref = resolve_model(manifest.model)
         task: Any = manifest.task
         model = load_model(ref, task=task, labels=self.folder.data().get("labels"))
-        load_on(model, self.adapter, name=name, on=manifest.on)
+        allow_pickle = bool(self.folder.config().get("allow_pickle"))
+        load_on(model, self.adapter, name=name, on=manifest.on, allow_pickle=allow_pickle)
         return model, load_tokenizer(ref)
 
 
@@ -89,6 +90,7 @@ def train(
     template: Template = "auto",
     task: Task | None = None,
     on: Sequence[str | Path] = (),
+    allow_pickle: bool = False,
     name: str = "default",
     out: str | Path | None = None,
     force: bool = False,
@@ -104,6 +106,7 @@ def train(
     config   a `TrainConfig` or its fields; other tools' names are accepted
     columns  canonical column to the one that holds it, {"prompt": "q", "completion": "a"}
     on       runs or adapter folders that it is trained on top of, frozen, the lowest first
+    allow_pickle   read those from pickle files, too, tensors and nothing else
     name     what the adapter is called on the model: another one for each training of the same loaded model
     out      the run folder; None makes runs/<time>-<method>-<model>
     observer is told what happens, step by step
@@ -122,6 +125,7 @@ def train(
             template=template,
             task=task,
             on=tuple(str(one) for one in on),
+            allow_pickle=allow_pickle,
             name=name,
             out=None if out is None else Path(out),
             force=force,

@@ -69,12 +69,14 @@ def prepare(
     *,
     name: str = "default",
     on: Sequence[str] = (),
+    allow_pickle: bool = False,
     sample: Batch | None = None,
     anatomy: Anatomy | None = None,
 ) -> Prepared:
     """Attach `method` to a loaded model and make everything ready for the first step.
 
     on       adapter folders that it is trained on top of, frozen, the lowest first
+    allow_pickle  read those from pickle files, too
     sample   a batch that one forward is tried on: every adapted module has to run
     anatomy  what `discover(model)` returned, if that is known
     Raises   WrongOrder naming the modules that did not, BadConfig for a device, precision or setting that the
@@ -85,7 +87,7 @@ def prepare(
     _check_weights(model, config, compute)
     seed_everything(config.seed)
     model.to(device)
-    below = lay(model, on, top=name, anatomy=anatomy)
+    below = lay(model, on, top=name, anatomy=anatomy, allow_pickle=allow_pickle)
     adapter = attach(model, method, name=name, anatomy=anatomy)
     stand(model, below, name)
     parameters = named_parameters(model, name)

@@ -68,18 +68,26 @@ def check_stackable(method: Method, below: Sequence[str]) -> None:
         )
 
 
-def lay(model: nn.Module, folders: Sequence[str], *, top: str, anatomy: Anatomy | None = None) -> tuple[str, ...]:
+def lay(
+    model: nn.Module,
+    folders: Sequence[str],
+    *,
+    top: str,
+    anatomy: Anatomy | None = None,
+    allow_pickle: bool = False,
+) -> tuple[str, ...]:
     """Load adapters, frozen, and put them in force, each on those before it; returns their names on the model.
 
     A head that one of them trained and this model does not have is left out: it belongs to the task of that one.
-    top     the name that is kept for the adapter above them
-    Raises  what `budwood.load` does, naming the folder
+    top           the name that is kept for the adapter above them
+    allow_pickle  read pickle files, too, tensors and nothing else
+    Raises        what `budwood.load` does, naming the folder
     """
     names: list[str] = []
     for folder in folders:
         name = _free_name(Path(folder), {top, *adapters(model)})
         try:
-            load(model, folder, name=name, anatomy=anatomy, without_heads=True)
+            load(model, folder, name=name, anatomy=anatomy, allow_pickle=allow_pickle, without_heads=True)
         except BadCheckpoint as error:
             raise BadCheckpoint(f"{folder}, which the adapter is to stand on: {error}") from error
         names.append(name)
@@ -95,11 +103,11 @@ def stand(model: nn.Module, below: Sequence[str], name: str) -> None:
 
 
 def load_on(
-    model: nn.Module, folder: str | Path, *, name: str, on: Sequence[str] = (), anatomy: Anatomy | None = None
+    model: nn.Module, folder: str | Path, *, name: str, on: Sequence[str] = (), allow_pickle: bool = False
 ) -> None:
     """Load an adapter with those it stands on, and put all of them in force."""
-    below = lay(model, on, top=name, anatomy=anatomy)
-    load(model, folder, name=name, anatomy=anatomy)
+    below = lay(model, on, top=name, allow_pickle=allow_pickle)
+    load(model, folder, name=name, allow_pickle=allow_pickle)
     stand(model, below, name)
 
 

@@ -130,7 +130,16 @@ def start(job: Job) -> Started:
         masking=Masking.of(material.tokenizer) if material.corpus.task == "masked-lm" else None,
     )
     sample = feed.batch(feed.longest(1))
-    prepared = prepare(model, job.method, job.config, name=job.name, on=job.on, sample=sample, anatomy=anatomy)
+    prepared = prepare(
+        model,
+        job.method,
+        job.config,
+        name=job.name,
+        on=job.on,
+        allow_pickle=job.allow_pickle,
+        sample=sample,
+        anatomy=anatomy,
+    )
     if prepared.accelerator.num_processes > 1:
         raise BadConfig(
             f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "

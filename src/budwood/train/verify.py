@@ -81,7 +81,7 @@ class MergeReport:
 
 def verify_reload(
     model: Any, fresh: Any, folder: Path, *, name: str, on: Sequence[str] = (), batches: Sequence[Batch],
-    compute: torch.dtype,
+    compute: torch.dtype, allow_pickle: bool = False,
 ) -> Reload:  # fmt: skip
     """Load the saved adapter into `fresh` and compare logits with the trained model's.
 
@@ -93,7 +93,7 @@ def verify_reload(
     trained = sample_logits(model, batches, compute)
     registry = registry_of(model)
     anatomy = registry.anatomy if registry else None
-    below = lay(fresh, on, top=name, anatomy=anatomy)
+    below = lay(fresh, on, top=name, anatomy=anatomy, allow_pickle=allow_pickle)
     base = sample_logits(fresh, batches, compute)
     load(fresh, folder, name=name, anatomy=anatomy)
     stand(fresh, below, name)

@@ -12,7 +12,7 @@ from budwood.train.config import TrainConfig
 
 TALK = "--json --quiet --verbose"
 MACHINE = "--config --seed --device --precision --batch --offline"
-ALSO_MACHINE = "--columns --max-length --template --trust-remote-code"
+ALSO_MACHINE = "--columns --max-length --template --trust-remote-code --allow-pickle"
 READING = "--columns --offline"
 SHOWN: dict[str, str] = {
     "demo": f"--budget --out --offline --force {TALK}",

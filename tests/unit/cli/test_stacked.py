@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import budwood as bw
@@ -125,3 +126,16 @@ def test_what_cannot_be_stood_on(budwood: Run, world: World, here: Path) -> None
     assert ran.code != 0 and "20260101-000000-first" in ran.err
     ran = budwood("train", "--resume", "latest", "--on", "latest")
     assert ran.code == 2 and "--on would not be used" in ran.err
+
+
+def test_an_adapter_in_a_pickle_is_read_where_that_is_allowed(budwood: Run, world: World, here: Path) -> None:
+    shutil.copytree("runs/20260101-000000-first/adapter", "old")
+    torch.save(load_file("old/adapter_model.safetensors"), "old/adapter_model.bin")
+    Path("old/adapter_model.safetensors").unlink()
+    asked = ("train", world.model, world.chat, *QUICK, "--on", "old", "--out", "task")
+    ran = budwood(*asked)
+    assert ran.code != 0 and "--allow-pickle" in ran.err
+    ran = budwood(*asked, "--allow-pickle")
+    assert ran.code == 0, ran.err
+    assert budwood("eval", "task").code == 0
+    assert len(_loaded(Path("task"))[0].budwood.adapters) == 2
