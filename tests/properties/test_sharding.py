@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -18,6 +19,9 @@ from adapted import VARIANTS, adapted, anatomy_of, logits, perturb, weighted
 from budwood.errors import WrongOrder
 from families import FAMILIES
 
+ACROSS = ("language", "compacter")
+"""Variants of which one site reads the weights of another."""
+
 
 def shard(rank: int, port: int, variant: str, folder: str) -> None:
     """One rank: attach, shard every block and the model, backward on this rank's row, gather the gradients."""
@@ -25,10 +29,16 @@ def shard(rank: int, port: int, variant: str, folder: str) -> None:
     torch.manual_seed(0)
     model, batch = adapted("llama", variant, perturbed=True)
     mesh = init_device_mesh("cpu", (2,))
-    for block in model.model.layers:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
     row = {key: value[rank : rank + 1] for key, value in batch.items()}
+    if variant in ACROSS:
+        other, _ = adapted("llama", variant, perturbed=True)
+        shard_blocks(other, mesh)
+        fully_shard(other, mesh=mesh)
+        with pytest.raises(WrongOrder, match="shard the model as a whole"):
+            logits(other, row)
+    else:
+        shard_blocks(model, mesh)
+    fully_shard(model, mesh=mesh)
     weighted(logits(model, row)).backward()
     gathered = {}
     for name, parameter in core.named_parameters(model, "faq").items():
@@ -47,8 +57,15 @@ def shard(rank: int, port: int, variant: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
+    for block in model.model.layers:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["lora-all", "ia3", "lora-dora", "adapter-h", "adapter-p-all", "parallel-heads"])
+@pytest.mark.parametrize(
+    "variant", ["lora-all", "ia3", "lora-dora", "adapter-h", "adapter-p-all", "parallel-heads", *ACROSS]
+)
 def test_gradients_equal_one_process(variant: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

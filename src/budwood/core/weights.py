@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from budwood.anatomy import Part
+from budwood.errors import WrongOrder
 
 
 def weight_of(base: nn.Module) -> Tensor:
@@ -22,3 +24,12 @@ def stored_as(base: nn.Module, weight: Tensor) -> Tensor:
 def rows_of(part: Part) -> Tensor:
     """Output rows of a part of a fused linear: [size] int64."""
     return torch.cat([torch.arange(start, stop) for start, stop in part.rows])
+
+
+def check_whole(weight: Tensor, what: str) -> None:
+    """Raises WrongOrder for a weight that one site reads of another, where that one is sharded by itself."""
+    if isinstance(weight, DTensor):
+        raise WrongOrder(
+            f"{what} reads in one block the weights it holds in another, and the blocks are sharded one by one; shard "
+            "the model as a whole (fully_shard(model) alone)"
+        )

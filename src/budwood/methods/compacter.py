@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from budwood.anatomy import Site
 from budwood.core import Delta, adapter_of, delta_at
+from budwood.core.weights import check_whole
 from budwood.errors import BadConfig
 from budwood.methods.bottleneck import BottleneckDelta, Sequential
 from budwood.methods.narrow import ACTIVATIONS, Activation
@@ -117,6 +118,8 @@ class KroneckerNarrow(nn.Module):
         rule = source if self.shares_rule else self
         weights = source if self.shares_weights else self
         assert rule.R_d is not None and weights.W_d is not None and weights.W_u is not None
+        if source is not self:
+            check_whole(next(source.parameters()), "compacter with what its sites share")
         R_d: Tensor = rule.R_d()
         R_u: Tensor = R_d if rule.R_u is None else rule.R_u()
         W_d: Tensor = weights.W_d(R_d)

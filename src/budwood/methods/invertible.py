@@ -10,10 +10,13 @@ with transformers' heads that library leaves the inverse out, which is mended he
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, cat, nn
 
 from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, anatomy_of, delta_at
+from budwood.core.weights import check_whole
 from budwood.errors import NoSuchSite
 from budwood.methods.narrow import Init, Narrow
 
@@ -36,7 +39,7 @@ def invertible_sites(anatomy: Anatomy) -> tuple[Site, ...]:
             f"an invertible adapter acts between embeddings and blocks, and here {other} is {widths[other]} wide and "
             f"{first.path} {first.in_features}; leave invertible=true out"
         )
-    return (first, *heads)
+    return (replace(first, layer=None), *heads)  # of no layer: to skip one half of it alone would be wrong
 
 
 class Invertible(Delta):
@@ -83,6 +86,7 @@ class Inverse(Delta):
     def enter(self, x: Tensor) -> Tensor:
         """x: [*, d] -> [*, d]."""
         (partner,) = self.partner
+        check_whole(partner.F.W_d, "an invertible adapter")
         return partner.inverse(x)
 
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
