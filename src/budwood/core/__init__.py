@@ -21,6 +21,7 @@ from budwood.core.plan import Route as Route
 from budwood.core.plan import Skip as Skip
 from budwood.core.plan import Stack as Stack
 from budwood.core.plan import Sum as Sum
+from budwood.core.plan import names as names
 from budwood.core.registry import Adapter as Adapter
 from budwood.core.registry import adapter_of as adapter_of
 from budwood.core.registry import adapters as adapters

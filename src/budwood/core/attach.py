@@ -54,6 +54,7 @@ def attach(model: nn.Module, method: Method, *, name: str, anatomy: Anatomy | No
     if registry is not None:
         anatomy = anatomy or registry.anatomy
     anatomy = anatomy or discover(model)
+    method = method.resolved(model)
     unfrozen = method.unfreeze(model, anatomy)
     _check_exclusive(registry, name, unfrozen)
     built = _build(model, method, anatomy, unfrozen)

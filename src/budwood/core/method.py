@@ -69,6 +69,10 @@ class Method:
         """Names of the base's own parameters that this method trains in place; none for all but full and selective."""
         return ()
 
+    def resolved(self, model: nn.Module) -> Self:
+        """The method with what it leaves open said, for a model that may have adapters already."""
+        return self
+
     def plan(self, name: str) -> Plan:
         """The plan that puts an adapter of this method in force."""
         return name

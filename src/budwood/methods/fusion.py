@@ -12,14 +12,15 @@ not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
-from budwood.core import Delta, Fuse, Method, Mixer, Plan, adapter_of, delta_at
+from budwood.core import Delta, Fuse, Method, Mixer, Plan, adapter_of, adapters, delta_at
 from budwood.core.trained import Trained
 from budwood.errors import BadConfig, NoSuchSite
 
@@ -34,7 +35,7 @@ class Fusion(Method):
     learning_rate = 5e-5
 
     of: tuple[str, ...] = ()
-    """Names of the attached adapters that it mixes, at least two."""
+    """Names of the attached adapters that it mixes, at least two; all there are when empty."""
     query: bool = True
     """Train W_Q, b_Q; otherwise z asks as it is."""
     key: bool = True
@@ -57,6 +58,10 @@ class Fusion(Method):
         if self.temperature <= 0:
             raise BadConfig(f"fusion: temperature is {self.temperature}; it must be above 0")
 
+    def resolved(self, model: nn.Module) -> Self:
+        """With the names of all attached adapters where none are given."""
+        return self if self.of else replace(self, of=tuple(adapters(model)))
+
     def plan(self, name: str) -> Plan:
         """All of `of`, fused."""
         return Fuse(self.of, by=name)
@@ -65,8 +70,8 @@ class Fusion(Method):
         """Every site where one of them acts. Raises BadConfig or NoSuchSite for adapters that cannot be fused."""
         if len(set(self.of)) < 2:
             raise BadConfig(
-                f"fusion mixes at least two attached adapters; of is {', '.join(self.of) or 'empty'}: give their "
-                "names, as fusion:of=a+b"
+                f"fusion mixes at least two attached adapters, and here are {', '.join(self.of) or 'none'}: attach them "
+                "first, on the command line with --on FOLDER --on FOLDER"
             )
         found: dict[str, Site] = {}
         heads = {site.path for site in self.trained_sites(anatomy)}

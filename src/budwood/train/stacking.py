@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budwood.core import Method, Stack, activate, adapters
+from budwood.core import Method, Stack, activate, adapters, names
 from budwood.errors import BadCheckpoint, BadConfig, NotAvailable
 from budwood.interop import describe, load
 from budwood.records import RunFolder
@@ -83,23 +83,26 @@ def lay(
     allow_pickle  read pickle files, too, tensors and nothing else
     Raises        what `budwood.load` does, naming the folder
     """
-    names: list[str] = []
+    laid: list[str] = []
     for folder in folders:
         name = _free_name(Path(folder), {top, *adapters(model)})
         try:
             load(model, folder, name=name, anatomy=anatomy, allow_pickle=allow_pickle, without_heads=True)
         except BadCheckpoint as error:
             raise BadCheckpoint(f"{folder}, which the adapter is to stand on: {error}") from error
-        names.append(name)
-    if names:
-        activate(model, Stack(tuple(names)), trainable=())
-    return tuple(names)
+        laid.append(name)
+    if laid:
+        activate(model, Stack(tuple(laid)), trainable=())
+    return tuple(laid)
 
 
 def stand(model: nn.Module, below: Sequence[str], name: str) -> None:
-    """Put `name` in force on top of the adapters `below`, and let it alone be trained."""
+    """Put `name` in force on top of the adapters `below`, and let it alone be trained; a fusion mixes those it is of."""
     if below:
-        activate(model, Stack((*below, name)), trainable=name)
+        plan = adapters(model)[name].method.plan(name)
+        mixed = set(names(plan))
+        rest = tuple(other for other in below if other not in mixed)
+        activate(model, Stack((*rest, plan)) if rest else plan, trainable=name)
 
 
 def load_on(
