@@ -47,8 +47,18 @@ def test_it_learns(
     model, data = (world.encoder, world.labelled) if is_classifier else (world.model, world.chat)
     words = ["train", str(model), str(data), "--config", str(path), "--budget", "40steps", "--batch", "8", "--json"]
     rate = [] if path.stem in ("ia3", "lora") else ["--learning-rate", "0.01"]  # tiny models want more than large ones
-    assert main([*words, *rate, "--precision", "exact", "--out", "run", "-q"]) == 0
+    below = _below(str(model), str(data)) if path.stem == "fusion" else []
+    capsys.readouterr()
+    assert main([*words, *rate, *below, "--precision", "exact", "--out", "run", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "finished"
     losses = [point["loss"] for point in RunFolder.open("run").metrics() if "loss" in point]
     assert len(losses) == 40
     assert sum(losses[-8:]) < sum(losses[:8])
+
+
+def _below(model: str, data: str) -> list[str]:
+    """Flags for two adapters, each trained for a few steps."""
+    for name, method in (("one", "adapter-p:size=4"), ("two", "adapter-p:size=8")):
+        words = ["train", model, data, "--method", method, "--budget", "8steps", "--precision", "exact", "--out", name]
+        assert main([*words, "--learning-rate", "0.01", "-q"]) == 0
+    return ["--on", "one", "--on", "two"]

@@ -70,8 +70,8 @@ class Fusion(Method):
         """Every site where one of them acts. Raises BadConfig or NoSuchSite for adapters that cannot be fused."""
         if len(set(self.of)) < 2:
             raise BadConfig(
-                f"fusion mixes at least two attached adapters, and here are {', '.join(self.of) or 'none'}: attach them "
-                "first, on the command line with --on FOLDER --on FOLDER"
+                f"fusion mixes at least two attached adapters, and here are {', '.join(self.of) or 'none'}: attach "
+                "them first, on the command line with --on FOLDER --on FOLDER"
             )
         found: dict[str, Site] = {}
         heads = {site.path for site in self.trained_sites(anatomy)}

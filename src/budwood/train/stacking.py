@@ -97,7 +97,7 @@ def lay(
 
 
 def stand(model: nn.Module, below: Sequence[str], name: str) -> None:
-    """Put `name` in force on top of the adapters `below`, and let it alone be trained; a fusion mixes those it is of."""
+    """Put `name` in force on top of the adapters `below` (a fusion mixes them), and let it alone be trained."""
     if below:
         plan = adapters(model)[name].method.plan(name)
         mixed = set(names(plan))

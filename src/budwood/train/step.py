@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from budwood.core import delta_at
 from budwood.data import Batch
 from budwood.errors import OutOfMemory
 from budwood.train.checkpoint import Standing
@@ -95,7 +96,16 @@ def _accumulate(prepared: Prepared, objective: Objective, pieces: Sequence[Batch
             if not math.isfinite(total) and world == 1:
                 return total, targets
             accelerator.backward(loss.total * (weight * world / max(1, targets)))  # wrappers average over processes
+    _pull(prepared)
     return _sum(prepared, total), max(1, targets)
+
+
+def _pull(prepared: Prepared) -> None:
+    """Add the gradient of what the method itself adds to the loss (a fusion's pull towards the identity)."""
+    deltas = (delta_at(prepared.model, site, prepared.adapter.name) for site in prepared.adapter.sites)
+    terms = [term for delta in deltas if (term := delta.penalty()) is not None]
+    if terms:
+        torch.stack(terms).sum().backward()
 
 
 def update(prepared: Prepared, config: TrainConfig, factor: float, feed: Feed, rows: Sequence[int], step: int) -> float:
