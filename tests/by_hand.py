@@ -76,12 +76,14 @@ def _gpt2() -> list[Spot]:
     return spots
 
 
-def _side_by_side(layer: str, attn: str, mlp: str) -> list[Spot]:
-    return [
-        Spot(role, f"{layer}.{i}.{path}", (f"{layer}.{i}", "input"))
-        for i in range(2)
-        for role, path in (("attn", attn), ("mlp", mlp))
-    ]
+def _side_by_side(layer: str, attn: str, mlp: str, query: str = "", o: str = "") -> list[Spot]:
+    spots = []
+    for block in (f"{layer}.{i}" for i in range(2)):
+        spots += [
+            Spot("attn", f"{block}.{attn}", (block, "input"), query=f"{block}.{query}", o=f"{block}.{o}"),
+            Spot("mlp", f"{block}.{mlp}", (block, "input")),
+        ]
+    return spots
 
 
 def _bart(*, normed_after: bool) -> list[Spot]:
@@ -120,7 +122,9 @@ SPOTS: dict[str, list[Spot]] = {
     "granite": _llama(scale=0.5),
     "gemma2": _gemma2(),
     "gpt2": _gpt2(),
-    "gpt_neox": _side_by_side("gpt_neox.layers", "post_attention_dropout", "post_mlp_dropout"),
+    "gpt_neox": _side_by_side(
+        "gpt_neox.layers", "post_attention_dropout", "post_mlp_dropout", "attention.query_key_value", "attention.dense"
+    ),
     "phi": _side_by_side("model.layers", "self_attn.dense", "mlp.fc2"),
     "falcon": _side_by_side("transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
     "bart": _bart(normed_after=True),

@@ -365,8 +365,15 @@ def project(projection: nn.Module, x: Tensor) -> Tensor:
     """The queries of a projection, also of one that makes keys and values too."""
     weight, bias = projection.weight, projection.bias
     assert isinstance(weight, Tensor)
-    rows = weight[:, : x.shape[-1]].T if type(projection).__name__ == "Conv1D" else weight
-    return F.linear(x, rows, None if bias is None else bias[: rows.shape[0]])  # type: ignore[index]
+    if type(projection).__name__ == "Conv1D":
+        weight = weight.T
+    d = x.shape[-1]
+    rows = torch.arange(d)
+    if (
+        weight.shape[0] == 3 * d and type(projection).__name__ == "Linear"
+    ):  # gpt_neox: query, key and value of each head
+        rows = torch.cat([torch.arange(24 * head, 24 * head + 8) for head in range(4)])
+    return F.linear(x, weight[rows], None if bias is None else bias[rows])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "bart", "mbart"])
@@ -376,7 +383,7 @@ def test_parallel_before_the_output_projection(family: str) -> None:
 
 
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "bart", "mbart"])
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "gpt_neox", "bart", "mbart"])
 def test_parallel_head_by_head(family: str, normed: bool) -> None:
     """ReLU(q P_k^T) P_v: q of the model over the root of the head's width, or of LN(x) and unscaled."""
 

@@ -206,15 +206,25 @@ def change(plan: Plan, place: Place, y: Tensor) -> Tensor:
             changes = [w * change(part, place, y) for w, part in zip(weights, plan.parts, strict=True)]
             return sum(changes[1:], start=changes[0])
         case Fuse() if parts := _fused(plan, place):
-            last = [name for name in names(parts[-1]) if place.has(name)][-1]
-            return place.fuse(plan.by, last, [change(part, place, y) for part in parts], y)
+            return place.fuse(plan.by, _acting(parts[-1], place)[-1], [change(part, place, y) for part in parts], y)
         case _:
             return run(plan, place, y) - y
 
 
 def _fused(plan: Fuse, place: Place) -> list[Plan]:
     """The parts that act here; none where the fusion itself replaces what they do (a task head)."""
-    return [part for part in plan.parts if any(place.has(name) for name in names(part))] if place.fuses(plan.by) else []
+    return [part for part in plan.parts if _acting(part, place)] if place.fuses(plan.by) else []
+
+
+def _acting(plan: Plan, place: Place) -> list[str]:
+    """The adapters of a plan that have a delta here and are not skipped, in order."""
+    match plan:
+        case Skip():
+            return [] if _skips(plan, place) else _acting(plan.part, place)
+        case Stack() | Sum() | Route() | Fuse():
+            return [name for part in plan.parts for name in _acting(part, place)]
+        case _:
+            return [name for name in names(plan) if place.has(name)]
 
 
 def _skips(plan: Skip, place: Place) -> bool:

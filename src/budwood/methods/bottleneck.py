@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
-from budwood.core import Delta, Method, SubLayerDelta, delta_at
-from budwood.errors import BadConfig, NoSuchSite, WrongOrder
+from budwood.core import Delta, Method, Source, SubLayerDelta
+from budwood.errors import BadConfig, NoSuchSite
 from budwood.methods.heads import BeforeOutput, MultiHead, output_site
 from budwood.methods.invertible import Inverse, Invertible, invertible_sites
 from budwood.methods.narrow import Activation, Init, Narrow
@@ -294,8 +294,6 @@ class BottleneckDelta(SubLayerDelta):
         self.ln_after_residual = sequential is not None and sequential.ln_after_residual
         self.adds_residual = method.adds_residual
         self.stochastic_depth = sequential.stochastic_depth if sequential else 0.0
-        self.kept: Tensor | None = None
-        """h', for the LayerNorm that is passed over."""
 
     def query(self, norm: nn.Module, x: Tensor, h: Tensor) -> Tensor:
         """z, what the bottleneck reads: [*, d]."""
@@ -339,10 +337,7 @@ class BottleneckDelta(SubLayerDelta):
 
     def _alone(self, out: Tensor) -> Tensor:
         """What to return so that the model goes on with `out` alone, although it adds the residual and a LayerNorm."""
-        if self.norms:
-            self.kept = out
-            return out
-        return (out - self.residual.read()) / self.sublayer.scale
+        return out if self.norms else (out - self.residual.read()) / self.sublayer.scale
 
 
 class PassOver(Delta):
@@ -350,23 +345,13 @@ class PassOver(Delta):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.site = site
-        self.partner: tuple[BottleneckDelta, ...] = ()  # in a tuple: its parameters are registered there
-
-    def settle(self, model: nn.Module, name: str) -> None:
-        """Find the sub-layer's delta."""
-        assert self.site.sublayer is not None
-        delta = delta_at(model, replace(self.site, path=self.site.sublayer.path), name)
-        assert isinstance(delta, BottleneckDelta)
-        self.partner = (delta,)
+        assert site.sublayer is not None
+        self.left = Source(site.sublayer.path, "output")  # with what adapters further up in a Stack made of it
+        self.sources = (self.left,)
 
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """y: [*, d] -> [*, d]."""
-        (partner,) = self.partner
-        out, partner.kept = partner.kept, None
-        if out is None:
-            raise WrongOrder(f"nothing went through {partner.sublayer.path} before {self.site.path} in this forward")
-        return out
+        return self.left.read()
 
 
 def _means(site: Site, key: str) -> bool:
