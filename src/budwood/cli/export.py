@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from budwood.cli.layers import layered
 from budwood.cli.merge import merge_to, tell
 from budwood.cli.options import Machine, Talk, given
 from budwood.cli.output import Sink, size
 from budwood.cli.places import new_folder
-from budwood.cli.subject import NAME, Subject, open_subject
+from budwood.cli.subject import Subject, open_subject
 from budwood.errors import BadConfig, VerificationFailed
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CARD = "README.md"
+COPY = "read-back"
+"""What the written folder is called while it is compared."""
+LOAD_WITH = {
+    "peft": "peft.PeftModel.from_pretrained(model, {folder!r})",
+    "adapterhub": "adapters.init(model); model.load_adapter({folder!r}, use_safetensors=True, set_active=True)",
+}
 
 
 def export(
-    run: str, /, *, to: Literal["peft", "merged"], out: Path | None = None, model: str | None = None,
+    run: str, /, *, to: Literal["peft", "adapterhub", "merged"], out: Path | None = None, model: str | None = None,
     force: bool = False, machine: Machine | None = None, talk: Talk | None = None,
 ) -> int:  # fmt: skip
     """Write an adapter for other tools.
@@ -28,7 +38,8 @@ def export(
     run: str
         A run (folder, name or latest) or an adapter folder.
     to: str
-        peft: an adapter folder for PEFT, transformers and vLLM; merged: a plain model folder.
+        peft: an adapter folder for PEFT, transformers and vLLM; adapterhub: one for the adapters library; merged: a
+        plain model folder.
     out: Path
         Where to. [the run's folder, under the form's name]
     model: str
@@ -43,44 +54,72 @@ def export(
     if to == "merged":
         tell(merge_to(subject, place, dtype=None, force=force), place, sink)
     else:
-        _to_peft(subject, place, sink, force=force)
+        _to_folder(subject, to, place, sink, force=force)
     return 0
 
 
-def _to_peft(subject: Subject, out: Path, sink: Sink, *, force: bool) -> None:
-    """The adapter's own files, which are PEFT's where PEFT has the type, loaded again and compared."""
-    from budwood.interop import describe
+def _to_folder(subject: Subject, to: Literal["peft", "adapterhub"], out: Path, sink: Sink, *, force: bool) -> None:
+    """The adapter in another tool's files, loaded again and compared."""
+    from budwood.core import adapters
+    from budwood.interop import load, save
 
-    kind = describe(subject.folder).kind
-    if kind.startswith("BUDWOOD_"):
-        word = kind.removeprefix("BUDWOOD_").lower()
-        raise BadConfig(f"PEFT has no adapter of the type {word}; hand it on as a model with --to merged")
+    model, name = subject.load_base(), _name(subject)
+    load(model, subject.folder, name=name, allow_pickle=bool(subject.settings.get("allow_pickle")))
+    method = adapters(model)[name].method
+    if to == "peft" and method.name not in ("lora", "ia3"):
+        other = "--to merged" if adapters(model)[name].unfrozen else "--to adapterhub, which has the bottleneck types"
+        raise BadConfig(f"PEFT has no adapter of the type {method.name}; write it {other}")
     with new_folder(out, force=force) as draft:
-        for name in FILES:
-            if (subject.folder / name).is_file():
-                shutil.copyfile(subject.folder / name, draft / name)
-        _check(subject, draft)
+        save(model, draft, name=name, to="adapterhub" if to == "adapterhub" else "budwood")
+        if (subject.folder / CARD).is_file():
+            shutil.copyfile(subject.folder / CARD, draft / CARD)
+        _check(model, draft, name, out)
         num_bytes = sum(path.stat().st_size for path in draft.iterdir())
-    sink.say(f"{kind} adapter for {subject.base}, {size(num_bytes)}; every tensor is as trained")
+    sink.say(f"{method.name} adapter for {subject.base}, {size(num_bytes)}; read back, it gives the same logits")
     for below in subject.on:
         sink.complain(
             f"it was trained on top of {below}, which is not in it: export that, too, and use both; or --to merged",
             style="yellow",
         )
-    sink.say(f"load it with: peft.PeftModel.from_pretrained(model, {str(out)!r})")
+    if to == "adapterhub" and _has_inverse(model, name):
+        sink.complain(
+            "the adapters library applies the inverse only in front of its own heads (BertAdapterModel, ...), not of "
+            "those of transformers: give it one of its own",
+            style="yellow",
+        )
+    sink.say(f"load it with: {LOAD_WITH[to].format(folder=str(out))}")
     sink.data(str(out))
-    sink.result({"out": out, "type": kind, "base": subject.base, "bytes": num_bytes})
+    sink.result({"out": out, "type": method.name, "base": subject.base, "bytes": num_bytes})
 
 
-def _check(subject: Subject, copy: Path) -> None:
-    """The copy, put on a fresh base, has the parameters of the original. Raises VerificationFailed."""
-    from budwood.core import detach, parameters
+def _name(subject: Subject) -> str:
+    """What the adapter is called in the files: after its run or folder."""
+    stem = (subject.run.path if subject.run else subject.folder).name
+    return re.sub(r"[^A-Za-z0-9_-]", "-", stem).strip("-") or "adapter"
+
+
+def _has_inverse(model: PreTrainedModel, name: str) -> bool:
+    """Whether the adapter changes what the output embedding of a language model reads."""
+    from budwood.core import adapters
+
+    return any(site.role == "head.lm" for site in adapters(model)[name].sites)
+
+
+def _check(model: PreTrainedModel, draft: Path, name: str, out: Path) -> None:
+    """What was written gives the logits of the original. Raises VerificationFailed."""
+    import torch
+
+    from budwood.anatomy.probe import synthetic_batch
+    from budwood.core import using
+    from budwood.evaluate import evaluating
     from budwood.interop import load
 
-    model = subject.load()
-    expected = [p.detach().clone() for p in parameters(model, NAME)]
-    detach(model, NAME)
-    load(model, copy, name=NAME)
-    found = parameters(model, NAME)
-    if not all(one.equal(other) for one, other in zip(found, expected, strict=True)):
-        raise VerificationFailed(f"{copy} does not hold what {subject.folder} does; free some disk space and try again")
+    load(model, draft, name=COPY)
+    batch = synthetic_batch(model)
+    with evaluating(model):
+        with using(model, name):
+            expected = model(**batch).logits
+        with using(model, COPY):
+            found = model(**batch).logits
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        raise VerificationFailed(f"{out} does not hold what was trained; free some disk space and try again")
