@@ -216,6 +216,8 @@ class AdapterH(Sequential):
     standard: ClassVar[Mapping[str, float]] = {"size": 64}
 
     targets: tuple[str, ...] = ("attn?", "mlp")
+    size: int | None = None
+    """Width m of the bottleneck. [64]"""
     activation: Activation = "gelu_tanh"
 
 
@@ -228,6 +230,9 @@ class AdapterP(Sequential):
     formula = "h + W_u act(W_d LN(h + r) + b_d) + b_u"
     reads = "total"
     standard: ClassVar[Mapping[str, float]] = {"reduction": 16}
+
+    reduction: float | None = None
+    """Or the model's width divided by m. [16]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,14 +252,39 @@ class Parallel(Bottleneck):
     reads = "r"
     standard: ClassVar[Mapping[str, float]] = {"reduction": 2, "scale": 4.0}
 
+    reduction: float | None = None
+    """Or the model's width divided by m. [2]"""
+    scale: float | None = None
+    """Constant s that the output is multiplied by, or where a trained s starts. [4; a trained one 1]"""
     attention: Literal["after", "before", "multihead"] = "after"
     """For the sub-layers attn and cross: behind the output projection, in front of it, or head by head."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        behind = {
+            "scale": self.scale is not None, "learn_scale": self.learn_scale != "no", "dropout": self.dropout > 0,
+            "gate": self.gate, "ln_after": self.ln_after,
+        }  # fmt: skip
+        alone = all(target.removesuffix("?") in ("attn", "cross") for target in self.targets)
+        unread = [key for key, is_set in behind.items() if is_set and alone] + ["adds_residual"] * (
+            not self.adds_residual
+        )
+        if self.attention != "after" and unread:
+            raise BadConfig(
+                f"parallel: {unread[0]} acts behind the output projection, and attention={self.attention} in front of "
+                f"it; leave {unread[0]} out, or use attention=after"
+            )
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
         """As for any bottleneck; in front of the output projection, that linear."""
         sites = super().sites(model, anatomy)
         if self.attention == "after":
             return sites
+        if not any(site.role in ("attn", "cross") for site in sites):
+            raise BadConfig(
+                f"parallel: attention={self.attention} says how attention is adapted, and targets are "
+                f"{'+'.join(self.targets)}; add attn to them, or leave attention out"
+            )
         return tuple(output_site(s, anatomy) if s.role in ("attn", "cross") and s.sublayer else s for s in sites)
 
     def build(self, site: Site, base: nn.Module) -> Delta:
@@ -320,6 +350,7 @@ class BottleneckDelta(SubLayerDelta):
         z = z.to(next(self.parameters()).dtype)
         u = self.A(z if self.ln_before is None else self.ln_before(z))
         if self.training and self.stochastic_depth:
+            self._check_rows(u, "stochastic_depth")
             kept = 1 - self.stochastic_depth
             u = u * (torch.rand(u.shape[0], *(1,) * (u.dim() - 1), device=u.device) < kept) / kept
         u = u * (self.constant if self.s is None else self.s)
@@ -329,11 +360,18 @@ class BottleneckDelta(SubLayerDelta):
         return u if self.ln_after is None or self.ln_after_residual else self.ln_after(u)
 
     def _gate(self, z: Tensor) -> Tensor:
-        """z: [B, T, d] -> [B, 1, 1]. Raises BadConfig where the rows of the batch are not apart."""
+        """z: [B, T, d] -> [B, 1, 1]."""
         assert self.W_g is not None
-        if z.dim() != 3:
-            raise BadConfig(f"gate=true needs [batch, tokens, d] at {self.sublayer.path}; it is {list(z.shape)}")
+        self._check_rows(z, "gate")
         return torch.sigmoid(F.linear(z, self.W_g, self.b_g)).mean(dim=1, keepdim=True)
+
+    def _check_rows(self, z: Tensor, option: str) -> None:
+        """Raises BadConfig where the rows of the batch are not apart."""
+        if z.dim() != 3:
+            raise BadConfig(
+                f"{option} needs [batch, tokens, d] at {self.sublayer.path}, where this model has {list(z.shape)}; "
+                f"leave {option} or this sub-layer out"
+            )
 
     def _alone(self, out: Tensor) -> Tensor:
         """What to return so that the model goes on with `out` alone, although it adds the residual and a LayerNorm."""

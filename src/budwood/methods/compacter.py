@@ -40,6 +40,8 @@ class Compacter(Sequential):
     }  # fmt: skip
 
     targets: tuple[str, ...] = ("attn?", "mlp")
+    reduction: float | None = None
+    """Or the model's width divided by m. [32]"""
     activation: Activation = "gelu"
     placement: Literal["adapter-h", "adapter-p"] = "adapter-h"
     """Whose placement: behind the sub-layer, or behind the model's LayerNorm as well."""
@@ -102,6 +104,7 @@ class KroneckerNarrow(nn.Module):
         self.W_u.silence()
         self.b_d = nn.Parameter(torch.zeros(m)) if method.bias else None
         self.b_u = nn.Parameter(torch.zeros(d)) if method.bias else None
+        self.size = (d, m)
         self.owner: tuple[KroneckerNarrow, ...] = ()  # in a tuple: its parameters are registered there
 
     def borrow(self, owner: KroneckerNarrow) -> None:
@@ -182,7 +185,7 @@ class CompacterDelta(BottleneckDelta):
     """A bottleneck of Kronecker products that shares with the adapter's first site."""
 
     def settle(self, model: nn.Module, name: str) -> None:
-        """Find the norm, and the first site's weights."""
+        """Find the norm, and the first site's weights. Raises BadConfig where these do not fit."""
         super().settle(model, name)
         _, adapter = adapter_of(model, name)
         first = delta_at(model, next(site for site in adapter.sites if site.kind == "sublayer"), name)
@@ -190,6 +193,11 @@ class CompacterDelta(BottleneckDelta):
         if first is not self:
             ours, theirs = self.A, first.A
             assert isinstance(ours, KroneckerNarrow) and isinstance(theirs, KroneckerNarrow)
+            if ours.shares_weights and ours.size != theirs.size:
+                raise BadConfig(
+                    f"compacter: shares_weights needs bottlenecks of one width; {self.sublayer.path} is {ours.size[0]} "
+                    f"wide with {ours.size[1]}, {first.sublayer.path} {theirs.size[0]} with {theirs.size[1]}"
+                )
             ours.borrow(theirs)
 
 

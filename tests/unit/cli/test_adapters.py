@@ -121,18 +121,18 @@ def test_export_to_peft_loads_in_peft(budwood: Run, world: World, run: Path) -> 
 
 def test_export_to_adapterhub_reads_back(budwood: Run, world: World) -> None:
     words = ["train", world.model, world.chat, "--budget", "2steps", "--precision", "exact", "-q"]
-    assert budwood(*words, "--method", "adapter-p:size=4", "--out", "task").code == 0
-    ran = budwood("export", "task", "--to", "adapterhub", "--out", "theirs")
+    assert budwood(*words, "--method", "adapter-p:size=4", "--out", "bottle").code == 0
+    ran = budwood("export", "bottle", "--to", "adapterhub", "--out", "theirs")
     assert ran.code == 0 and "load_adapter('theirs', use_safetensors=True" in ran.err
     said = json.loads(Path("theirs/adapter_config.json").read_text())
-    assert (said["name"], said["config"]["original_ln_before"]) == ("task", True)
+    assert (said["name"], said["config"]["original_ln_before"]) == ("bottle", True)
     assert budwood("try", "theirs", "--model", world.model, "--prompt", "hello").code == 0
-    refused = budwood("export", "task", "--to", "peft")
-    assert refused.code == 2 and "--to adapterhub" in refused.err and not Path("task/peft").exists()
+    refused = budwood("export", "bottle", "--to", "peft")
+    assert refused.code == 2 and "--to adapterhub" in refused.err and not Path("bottle/peft").exists()
     back = budwood("export", "theirs", "--model", world.model, "--to", "adapterhub", "--out", "again")
     assert back.code == 0
     first, again = (load_file(Path(place, "adapter.safetensors")) for place in ("theirs", "again"))
-    assert all(torch.equal(t, again[key.replace(".task.", ".theirs.")]) for key, t in first.items())
+    assert all(torch.equal(t, again[key.replace(".bottle.", ".theirs.")]) for key, t in first.items())
 
 
 def test_export_to_merged(budwood: Run, run: Path) -> None:
