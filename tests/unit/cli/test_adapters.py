@@ -119,7 +119,10 @@ def test_export_to_peft_loads_in_peft(budwood: Run, world: World, run: Path) -> 
     assert not torch.equal(peft.PeftModel.from_pretrained(base, run / "peft")(ids).logits, before)
 
 
-def test_export_to_adapterhub_reads_back(budwood: Run, world: World) -> None:
+def test_export_to_adapterhub_reads_back(
+    budwood: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     words = ["train", world.model, world.chat, "--budget", "2steps", "--precision", "exact", "-q"]
     assert budwood(*words, "--method", "adapter-p:size=4", "--out", "bottle").code == 0
     ran = budwood("export", "bottle", "--to", "adapterhub", "--out", "theirs")
