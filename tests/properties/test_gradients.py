@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import budwood.core as core
-from adapted import PLACES, VARIANTS, adapted, cases, logits, weighted
+from adapted import ADDED, PLACES, VARIANTS, adapted, cases, logits, weighted
 from families import SMALL
 
 
@@ -39,6 +39,19 @@ def cannot_move(model: nn.Module, variant: str) -> set[str]:
     if variant != "bitfit":
         return set()
     return {f"{s.path}.b" for s in core.adapters(model)["faq"].sites if s.role in ("attn.k", "cross.k")}
+
+
+@pytest.mark.parametrize("variant", ADDED)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_gradients_in_mixed_precision(family: str, variant: str) -> None:
+    model, batch = adapted(family, variant, perturbed=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = logits(model.train(), batch)
+    weighted(out.float()).backward()
+    for parameter in core.parameters(model, "faq"):
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

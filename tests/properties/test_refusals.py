@@ -6,7 +6,9 @@ import pytest
 
 import budwood.core as core
 from adapted import AT_SUBLAYERS, VARIANTS, anatomy_of
-from budwood.errors import BudwoodError
+from budwood.core import Method
+from budwood.errors import BadConfig, BudwoodError, NoSuchSite
+from budwood.methods import AdapterH, AdapterP, Compacter, LinearAdapter, Parallel
 from families import FAMILIES
 
 FUSED = {"phi3", "gpt2", "gpt2-classify", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "codegen", "modernbert"}
@@ -61,3 +63,52 @@ def test_refusals(family: str) -> None:
     for reason in refused.values():
         assert any(words in reason for words in SAY)
     assert set(refused) == expected(family)
+
+
+MISTAKES: list[tuple[str, Method, type[BudwoodError], str]] = [
+    ("bert", AdapterH(targets=("mpl",)), NoSuchSite, "no sub-layer matches 'mpl'; sub-layers in this model: attn, mlp"),
+    ("bert", AdapterH(targets=("cross",)), NoSuchSite, r"leave it out, or write cross\? for: where there is one"),
+    ("bert", AdapterH(targets=("cross?",)), NoSuchSite, r"no sub-layer matches 'cross\?'.*leave it out$"),
+    ("bert", AdapterH(layers=(7,)), NoSuchSite, r"in layers \(7,\); layers there are: encoder 0 to 1"),
+    ("bert", AdapterH(leave_out=(2,)), BadConfig, "leave_out names layer 2; this model has layers 0 to 1"),
+    ("bert", AdapterH(leave_out=(0, 1)), NoSuchSite, "match no sub-layer in layers"),
+    ("bert", AdapterH(sizes={"cross": 4}), NoSuchSite, "sizes name 'cross', which is none of the targets"),
+    ("bert", AdapterP(invertible=True, trained=("head.lm",)), BadConfig, "acts at the output embedding"),
+    ("gpt_neox", AdapterP(adds_residual=False), NoSuchSite, "it would drop the other one; leave adds_residual"),
+    ("bert", Compacter(size=6), BadConfig, "n is 4, which does not divide the bottleneck's width 6"),
+    ("bert", Compacter(n=3, size=6), BadConfig, "n is 3, which does not divide the model's width 32"),
+    (
+        "bert",
+        Compacter(shares_weights=True, n=2, sizes={"attn": 4, "mlp": 8}),
+        BadConfig,
+        "shares_weights needs bottlenecks of one width",
+    ),
+    ("llama", Parallel(attention="before"), BadConfig, "targets are mlp; add attn to them"),
+    ("gpt2", LinearAdapter(targets=("attn.q",)), NoSuchSite, "acts on whole linears, and attn.q is a part of"),
+    ("gpt2", LinearAdapter(targets=("norm.attn",)), NoSuchSite, "acts on linears"),
+    ("rwkv", AdapterP(), NoSuchSite, "is not clear, so it is refused: rwkv.blocks.0 mlp"),
+]
+
+
+@pytest.mark.parametrize(("family", "method", "error", "match"), MISTAKES, ids=[match for *_, match in MISTAKES])
+def test_mistakes_are_named_and_leave_nothing(
+    family: str, method: Method, error: type[BudwoodError], match: str
+) -> None:
+    model = FAMILIES[family].build()
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(error, match=match):
+        core.attach(model, method, name="a", anatomy=anatomy_of(family))
+    assert [type(module) for module in model.modules()] == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert core.adapters(model) == {}
+
+
+def test_what_needs_the_rows_of_a_batch_apart() -> None:
+    """OPT lays all tokens of a batch in one row before its feed-forward."""
+    for method in (AdapterP(gate=True), AdapterP(stochastic_depth=0.5)):
+        model = FAMILIES["opt"].build()
+        core.attach(model, method, name="a", anatomy=anatomy_of("opt"))
+        with pytest.raises(
+            BadConfig, match=r"needs \[batch, tokens, d\] at .*leave (gate|stochastic_depth) or this sub"
+        ):
+            model.train()(**FAMILIES["opt"].batch())

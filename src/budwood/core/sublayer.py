@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from budwood.anatomy import SubLayer
+from budwood.anatomy import Site, SubLayer
 from budwood.core.delta import Delta, Source
 
 
@@ -37,3 +37,17 @@ class SubLayerDelta(Delta):
         for norm in self.norms:
             total = norm.forward(total)
         return total
+
+
+class PassOver(Delta):
+    """At a LayerNorm after a sub-layer with adds_residual=false: returns h' in the place of LN(h' + r)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        assert site.sublayer is not None
+        self.left = Source(site.sublayer.path, "output")  # with what adapters further up in a Stack made of it
+        self.sources = (self.left,)
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y: [*, d] -> [*, d]."""
+        return self.left.read()

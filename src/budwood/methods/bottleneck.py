@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
-from budwood.core import Delta, Method, Source, SubLayerDelta
+from budwood.core import Delta, Method, SubLayerDelta
+from budwood.core.sublayer import PassOver
 from budwood.errors import BadConfig, NoSuchSite
 from budwood.methods.heads import BeforeOutput, MultiHead, output_site
 from budwood.methods.invertible import Inverse, Invertible, invertible_sites
@@ -266,9 +267,8 @@ class Parallel(Bottleneck):
             "gate": self.gate, "ln_after": self.ln_after,
         }  # fmt: skip
         alone = all(target.removesuffix("?") in ("attn", "cross") for target in self.targets)
-        unread = [key for key, is_set in behind.items() if is_set and alone] + ["adds_residual"] * (
-            not self.adds_residual
-        )
+        unread = [key for key, is_set in behind.items() if is_set and alone]
+        unread += [] if self.adds_residual else ["adds_residual"]
         if self.attention != "after" and unread:
             raise BadConfig(
                 f"parallel: {unread[0]} acts behind the output projection, and attention={self.attention} in front of "
@@ -376,20 +376,6 @@ class BottleneckDelta(SubLayerDelta):
     def _alone(self, out: Tensor) -> Tensor:
         """What to return so that the model goes on with `out` alone, although it adds the residual and a LayerNorm."""
         return out if self.norms else (out - self.residual.read()) / self.sublayer.scale
-
-
-class PassOver(Delta):
-    """At a LayerNorm after a sub-layer with adds_residual=false: returns h' in the place of LN(h' + r)."""
-
-    def __init__(self, site: Site) -> None:
-        super().__init__()
-        assert site.sublayer is not None
-        self.left = Source(site.sublayer.path, "output")  # with what adapters further up in a Stack made of it
-        self.sources = (self.left,)
-
-    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y: [*, d] -> [*, d]."""
-        return self.left.read()
 
 
 def _means(site: Site, key: str) -> bool:

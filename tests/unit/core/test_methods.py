@@ -7,7 +7,22 @@ import pytest
 from adapted import VARIANTS
 from budwood.core import field_docs
 from budwood.errors import BadConfig
-from budwood.methods import IA3, METHODS, Full, LoRA, Selective, method_from_dict, method_to_dict, parse_method
+from budwood.methods import (
+    IA3,
+    METHODS,
+    AdapterH,
+    AdapterP,
+    Compacter,
+    Full,
+    Fusion,
+    LinearAdapter,
+    LoRA,
+    Parallel,
+    Selective,
+    method_from_dict,
+    method_to_dict,
+    parse_method,
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -41,6 +56,19 @@ def test_every_method_is_documented_and_needs_no_arguments(method: type) -> None
         ("bitfit", Selective(part="bitfit")),
         ("last-layers:last=3", Selective(part="last-layers", last=3)),
         ("ia3", IA3()),
+        ("adapter-h:bottleneck_size=8,non_linearity=gelu", AdapterH(size=8, activation="gelu")),
+        ("adapter-p:reduction_factor=4,leave_out=0+1", AdapterP(reduction=4.0, leave_out=(0, 1))),
+        (
+            "adapter-p:sizes=attn:8+mlp:32,targets=attn+mlp",
+            AdapterP(sizes={"attn": 8, "mlp": 32}, targets=("attn", "mlp")),
+        ),
+        ("houlsby", AdapterH(init="houlsby", trained=("norm.*", "head?"))),
+        ("pfeiffer", AdapterP(init="bert")),
+        ("language-adapter", AdapterP(reduction=2.0, invertible=True)),
+        ("parallel:scaling=2,learn_scale=scalar", Parallel(scale=2.0, learn_scale="scalar")),
+        ("compacter++:phm_dim=2", Compacter(targets=("mlp",), n=2)),
+        ("linear-adapter:form=parallel", LinearAdapter(form="parallel", targets=("attn.q", "attn.k", "attn.v"))),
+        ("fusion:of=a+b", Fusion(of=("a", "b"))),
         ("full", Full()),
     ],
 )
@@ -67,6 +95,27 @@ def test_as_typed(text: str, expected: object) -> None:
         ("selective:part=norm", "did you mean 'norms'"),
         ("selective:targets=all", "choose part="),
         ("full:targets=all", "full trains every parameter"),
+        ("adapter-h:size=4,reduction=2", "size and reduction both say how wide"),
+        ("adapter-h:size=0", "size is 0; it must be at least 1"),
+        ("adapter-h:sizes=attn:0", r"sizes\[attn\] is 0; it must be at least 1"),
+        ("adapter-p:reduction=0", "reduction is 0.0; it must be above 0"),
+        ("adapter-p:invertible_reduction=-1", "invertible_reduction is -1.0; it must be above 0"),
+        ("parallel:dropout=1", r"parallel: dropout is 1.0; it must be in \[0, 1\)"),
+        ("parallel:inner_dropout=-0.1", "inner_dropout is -0.1"),
+        ("adapter-h:stochastic_depth=1", "stochastic_depth is 1.0"),
+        ("adapter-h:ln_after_residual=true", "says where ln_after acts; set ln_after=true too"),
+        ("adapter-h:activation=rely", "did you mean 'relu'"),
+        ("adapter-h:learn_scale=yes", "adapter-h.learn_scale is 'yes'"),
+        ("parallel:stochastic_depth=0.1", "parallel has no field 'stochastic_depth'"),
+        ("parallel:attention=before,targets=attn,scale=2", "scale acts behind the output projection"),
+        ("parallel:attention=multihead,targets=attn+mlp,adds_residual=false", "adds_residual acts behind"),
+        ("compacter:n=0", "compacter: n is 0"),
+        ("compacter:rank=0", "compacter: rank is 0"),
+        ("compacter:init=bert", "has an init of its own"),
+        ("linear-adapter:size=0", "linear-adapter: size is 0"),
+        ("linear-adapter:dropout=2", "linear-adapter: dropout is 2.0"),
+        ("linear-adapter:form=adapterp", "did you mean 'adapter-p'"),
+        ("adapter:size=4", "no method is called 'adapter'; did you mean 'adapter-"),
         ("", "no method is called ''"),
     ],
 )
