@@ -19,8 +19,7 @@ SHOWN: dict[str, str] = {
     "eval": f"--model --split --metric --answers --out --force {MACHINE} {TALK}",
     "try": f"--prompt --rows --model --max-new-tokens --temperature {MACHINE} {TALK}",
     "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
-    "compose": "--out --how --weights --rank --density --sign --head --model --seed --device --offline --force "
-    f"{TALK}",
+    "compose": f"--out --how --weights --rank --density --sign --head --model --seed --device --offline --force {TALK}",
     "export": f"--to --out --model --force {MACHINE} {TALK}",
     "train": f"--method --budget --out --resume --dry-run --force {MACHINE} {TALK}",
     "inspect": f"--method --sites --offline --trust-remote-code {TALK}",

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import budwood as bw
+from budwood.cli.runs import next_steps
 from budwood.records import RunFolder
 from world import World
 
@@ -139,3 +140,10 @@ def test_an_adapter_in_a_pickle_is_read_where_that_is_allowed(budwood: Run, worl
     assert ran.code == 0, ran.err
     assert budwood("eval", "task").code == 0
     assert len(_loaded(Path("task"))[0].budwood.adapters) == 2
+
+
+def test_how_to_go_on_is_said_for_any_folder(here: Path) -> None:
+    folder = RunFolder(Path("runs") / "20260101-000000-first")
+    folder.state.mkdir()
+    (folder.state / "state.json").write_text("{}")
+    assert next_steps(folder, "interrupted") == [f"go on with   budwood train --resume {here / folder.path}"]
