@@ -510,6 +510,13 @@ def under_force(model: nn.Module) -> Tensor:
         (Fuse(("p", "lang"), by="f"), "'lang' cannot be a part of Fuse"),
         (Fuse(("p", "par"), by="h"), "Fuse is given by='h', an adapter of adapter-h; attach one of the method fusion"),
         (Fuse(("p", "lora"), by="f"), "'f' was not made for 'lora': it has nothing at model.layers.0.self_attn.q_proj"),
+        (Sum((Skip("p", (0, 2)), "par")), "Skip names layer 2; there are layers 0 to 1"),
+        (
+            Stack((Route((Skip("p", (-1,)), "par"), torch.zeros(2, dtype=torch.int64)),)),
+            "Skip names layer -1; there are",
+        ),
+        (Skip(Fuse((Skip("p", (5,)), "par"), by="f"), (0,)), "Skip names layer 5"),
+        (Skip("p", (0,), "encoder"), "Skip names the stack 'encoder'; this model has: decoder"),
         ("f", r"'f' is a fusion, which mixes other adapters: write Fuse\(\(...\), by='f'\)"),
         (Stack(("p", "f")), "'f' is a fusion"),
     ],

@@ -299,7 +299,7 @@ def _check_plan(model: nn.Module, plan: Plan) -> Registry:
         )
     for name in names(plan):
         adapter_of(model, name)
-    check_composition(plan, registry.adapters)
+    check_composition(plan, registry.adapters, registry.anatomy)
     for adapter in registry.adapters.values():
         if adapter.unfrozen and plan != adapter.name:
             raise WrongOrder(

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from budwood.anatomy import Anatomy
 from budwood.core.plan import Fuse, Plan, Route, Skip, Stack, Sum, names
 from budwood.core.registry import Adapter
 from budwood.errors import BadConfig
 
 
-def check_composition(plan: Plan, adapters: Mapping[str, Adapter]) -> None:
+def check_composition(plan: Plan, adapters: Mapping[str, Adapter], anatomy: Anatomy) -> None:
     """Raises BadConfig for a plan that its adapters do not allow, naming the adapter and what to write instead."""
+    _check_skipped(plan, anatomy)
     whole = _whole(plan, adapters)
     if len(whole) > 1:
         raise BadConfig(
             f"{' and '.join(map(repr, whole))} stand in one Stack, and each replaces what the other returns "
             "(invertible adapters, or adds_residual=false); keep one of them, or choose by row with Route"
         )
+
+
+def _check_skipped(plan: Plan, anatomy: Anatomy) -> None:
+    """Layers that are not there would be skipped without effect."""
+    match plan:
+        case Skip():
+            depths = {s.stack: anatomy.num_layers(s.stack) for s in anatomy.sites if s.layer is not None}
+            if plan.stack is not None and plan.stack not in depths:
+                raise BadConfig(f"Skip names the stack {plan.stack!r}; this model has: {', '.join(depths)}")
+            depth = depths[plan.stack] if plan.stack else max(depths.values(), default=0)
+            beyond = next((layer for layer in plan.layers if not 0 <= layer < depth), None)
+            if beyond is not None:
+                raise BadConfig(f"Skip names layer {beyond}; there are layers 0 to {depth - 1}")
+            _check_skipped(plan.part, anatomy)
+        case Stack() | Sum() | Route() | Fuse():
+            for part in plan.parts:
+                _check_skipped(part, anatomy)
+        case _:
+            return
 
 
 def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
@@ -53,8 +74,10 @@ def _check_fusion(plan: Fuse, adapters: Mapping[str, Adapter]) -> None:
             f"Fuse is given by={plan.by!r}, an adapter of {fusion.method.name}; attach one of the method fusion first"
         )
     covered = {site.path for site in fusion.sites}
+    parts = [{s.path for name in names(part) for s in adapters[name].sites} for part in plan.parts]
+    shared = {path for paths in parts for path in paths if sum(path in other for other in parts) > 1}
     for name in dict.fromkeys(names(plan)):
-        missing = [site.path for site in adapters[name].sites if site.path not in covered]
+        missing = [s.path for s in adapters[name].sites if s.path in shared and s.path not in covered]
         if missing:
             raise BadConfig(
                 f"the fusion {plan.by!r} was not made for {name!r}: it has nothing at {missing[0]} "
