@@ -27,6 +27,7 @@ METHODS: dict[str, Method] = {
     "par": Parallel(size=6),
     "lin": LinearAdapter(form="adapter-p", size=6),
     "ia3": IA3(),
+    "kv": LoRA(targets=("attn.k", "attn.v")),
     "lang": AdapterP(size=7, invertible=True),
     "other": AdapterP(size=3, invertible=True),
     "alone": AdapterP(size=3, adds_residual=False),
@@ -352,7 +353,7 @@ def test_only_the_task_trains() -> None:
 
 
 def test_fusion_of_four_types() -> None:
-    """At a site of one part it is that part through W_V; what asks is what the last part there reads."""
+    """What asks is what the last part at a site reads; a part that is alone there adds what it adds."""
     of = ("lora", "p", "lin", "par")
     model = model_with("llama", *of, fusions={"f": Fusion(of=of)})
     weights = tensors(model, *of, "f")
@@ -372,7 +373,7 @@ def test_fusion_of_four_types() -> None:
 
             def queries(y: Tensor, path: str = asks) -> Tensor:
                 w = at_site(weights["lora"], path)
-                return y + mix(path, y, [3.0 * hand.values[path, "input"] @ w["A"].T @ w["B"].T])
+                return y + 3.0 * hand.values[path, "input"] @ w["A"].T @ w["B"].T
 
             def change(h: Tensor, r: Tensor, normed: object, path: str = spot.h) -> Tensor:
                 s = Site(weights, path, hand.values[path, "input"], r, normed)
@@ -509,7 +510,10 @@ def under_force(model: nn.Module) -> Tensor:
         (Sum((Stack(("p", "alone")), "par")), "'alone' cannot be a part of Sum"),
         (Fuse(("p", "lang"), by="f"), "'lang' cannot be a part of Fuse"),
         (Fuse(("p", "par"), by="h"), "Fuse is given by='h', an adapter of adapter-h; attach one of the method fusion"),
-        (Fuse(("p", "lora"), by="f"), "'f' was not made for 'lora': it has nothing at model.layers.0.self_attn.q_proj"),
+        (
+            Fuse(("lora", "p", "lora"), by="f"),
+            "'f' was not made for 'lora': it has nothing at model.layers.0.self_attn.q_proj",
+        ),
         (Sum((Skip("p", (0, 2)), "par")), "Skip names layer 2; there are layers 0 to 1"),
         (
             Stack((Route((Skip("p", (-1,)), "par"), torch.zeros(2, dtype=torch.int64)),)),
@@ -564,7 +568,9 @@ def test_fusions_that_cannot_be(fusion: Fusion, match: str) -> None:
 
 
 def test_fusions_of_what_does_not_add_to_an_output() -> None:
-    model = model_with("llama", "p", "par", "ia3")
+    model = model_with("llama", "p", "par", "ia3", "kv")
+    with pytest.raises(NoSuchSite, match="no two of p, kv act at one site"):
+        core.attach(model, Fusion(of=("p", "kv")), name="f")
     with pytest.raises(NoSuchSite, match=r"'ia3' does not add to the output of model.layers.0.mlp.down_proj"):
         core.attach(model, Fusion(of=("p", "ia3")), name="f")
     core.attach(model, Fusion(of=("p", "par")), name="f")
