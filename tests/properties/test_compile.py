@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import budwood.core as core
 from adapted import VARIANTS, adapted, close, logits, perturb
 from budwood.errors import WrongOrder
+from budwood.methods import Fusion
 from families import FAMILIES
 
 
@@ -75,3 +76,24 @@ def test_attach_after_compile_is_refused() -> None:
     compiled = torch.compile(FAMILIES["llama"].build())
     with pytest.raises(WrongOrder, match="attach first"):
         core.attach(compiled, VARIANTS["lora"], name="a")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_compositions_are_one_graph_each() -> None:
+    model, batch = adapted("bert", "adapter-p", "a", perturbed=True)
+    for name, variant in (("b", "parallel-all"), ("c", "lora-qv")):
+        core.attach(model, VARIANTS[variant], name=name)
+        perturb(model, name, seed=ord(name))
+    core.attach(model, Fusion(of=("a", "b", "c")), name="f")
+    perturb(model, "f", 0.05)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    plans: list[core.Plan] = [
+        core.Fuse(("a", "b", "c"), by="f"),
+        core.Skip(core.Sum(("a", "b"), (0.5, 2.0)), (0,)),
+        core.Stack((core.Sum(("a", "c")), "b")),
+    ]
+    for plan in [*plans, *plans]:
+        with torch.no_grad(), core.using(model, plan):
+            assert close(logits(compiled, batch), logits(model, batch), 1e-5)  # type: ignore[arg-type]
+    assert counter.frame_count == len(plans)
