@@ -191,7 +191,8 @@ def run(plan: Plan, place: Place, y: Tensor) -> Tensor:
         case Sum():
             return y + change(plan, place, y)
         case Fuse():
-            return place.step(plan.by, y) if not _fused(plan, place) else y + change(plan, place, y)
+            replaced = place.has(plan.by) and not place.fuses(plan.by)  # a task head of the fusion's own
+            return place.step(plan.by, y) if replaced else y + change(plan, place, y)
         case _:
             return y
 
@@ -205,15 +206,14 @@ def change(plan: Plan, place: Place, y: Tensor) -> Tensor:
             weights = plan.weights or (1.0,) * len(plan.parts)
             changes = [w * change(part, place, y) for w, part in zip(weights, plan.parts, strict=True)]
             return sum(changes[1:], start=changes[0])
-        case Fuse() if parts := _fused(plan, place):
-            return place.fuse(plan.by, _acting(parts[-1], place)[-1], [change(part, place, y) for part in parts], y)
+        case Fuse():
+            parts = [part for part in plan.parts if _acting(part, place)]
+            changes = [change(part, place, y) for part in parts]
+            if parts and place.fuses(plan.by):
+                return place.fuse(plan.by, _acting(parts[-1], place)[-1], changes, y)
+            return sum(changes, start=torch.zeros_like(y))  # one at most: there is nothing to weigh
         case _:
             return run(plan, place, y) - y
-
-
-def _fused(plan: Fuse, place: Place) -> list[Plan]:
-    """The parts that act here; none where the fusion itself replaces what they do (a task head)."""
-    return [part for part in plan.parts if _acting(part, place)] if place.fuses(plan.by) else []
 
 
 def _acting(plan: Plan, place: Place) -> list[str]:

@@ -67,13 +67,17 @@ class Fusion(Method):
         return Fuse(self.of, by=name)
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
-        """Every site where one of them acts. Raises BadConfig or NoSuchSite for adapters that cannot be fused."""
+        """Every site where two of them act: one alone has nothing to be weighed against, and adds what it adds.
+
+        Raises BadConfig or NoSuchSite for adapters that cannot be fused.
+        """
         if len(set(self.of)) < 2:
             raise BadConfig(
                 f"fusion mixes at least two attached adapters, and here are {', '.join(self.of) or 'none'}: attach "
                 "them first, on the command line with --on FOLDER --on FOLDER"
             )
         found: dict[str, Site] = {}
+        shared: dict[str, Site] = {}
         heads = {site.path for site in self.trained_sites(anatomy)}
         for name in self.of:
             _, adapter = adapter_of(model, name)
@@ -93,8 +97,14 @@ class Fusion(Method):
                         f"fusion: {name!r} does not add to the output of {site.path} ({type(delta).__name__}), so "
                         "there is nothing to mix; leave it out"
                     )
-                found.setdefault(site.path, site)
-        return tuple(found.values())
+                if site.path in found:
+                    shared[site.path] = site
+                found[site.path] = site
+        if not shared:
+            raise NoSuchSite(
+                f"fusion: no two of {', '.join(self.of)} act at one site, so there is nothing to weigh; use Sum"
+            )
+        return tuple(shared.values())
 
     def build(self, site: Site, base: nn.Module) -> Delta:
         """The attention of one site."""
