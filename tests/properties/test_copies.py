@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import budwood.core as core
-from adapted import VARIANTS, adapted, anatomy_of, cases, logits, perturb
+from adapted import VARIANTS, adapted, anatomy_of, cases, close, logits, perturb, weighted
 from budwood.errors import BadConfig
 from budwood.interop import load, save
+from budwood.methods import AdapterP
 from families import FAMILIES, SMALL
 
 NAMES = ("mlp", "q_proj", "train", "type", "deltas", "A", "forward", "2nd", "with-dash")
@@ -58,6 +59,36 @@ def test_save_and_load_are_exact(family: str, variant: str, tmp_path: Path) -> N
     assert all(torch.equal(saved[key], loaded[key]) for key in saved)
     with torch.no_grad():
         assert torch.equal(logits(fresh, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5", "bart", "mbart"])
+def test_what_does_not_start_as_the_identity(family: str, tmp_path: Path) -> None:
+    """A sub-layer without its residual: copied, saved, switched off and detached as any other."""
+    method = AdapterP(size=4, adds_residual=False, targets=("attn", "cross?", "mlp"), activation="silu")
+    base, model, batch = FAMILIES[family].build(), FAMILIES[family].build(), FAMILIES[family].batch()
+    core.attach(model, method, name="a", anatomy=anatomy_of(family))
+    perturb(model, "a")
+    with torch.no_grad():
+        expected, plain = logits(model, batch), logits(base, batch)
+        assert not torch.equal(expected, plain)
+        save(model, tmp_path, name="a")
+        load(base, tmp_path, name="b", anatomy=anatomy_of(family))
+        for other in (copy.deepcopy(model), base):
+            assert torch.equal(logits(other, batch), expected)
+        with core.using(model, None):
+            assert torch.equal(logits(model, batch), plain)
+        rows = torch.tensor([1, 0])
+        with core.using(model, core.Route(("a", None), rows)):
+            routed = model(**batch).logits
+        with core.using(model, None):
+            assert close(routed[0], model(**batch).logits[0], 1e-5)
+        assert close(routed[1], model(**batch).logits[1], 1e-5)
+    weighted(logits(model.train(), batch)).backward()
+    assert all(p.grad is not None and p.grad.any() for p in core.parameters(model, "a"))
+    core.detach(model.eval(), "a")
+    with torch.no_grad():
+        assert torch.equal(logits(model, batch), plain)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("name", NAMES)
