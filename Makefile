@@ -35,7 +35,6 @@ format: setup  ## put the code into the agreed form
 	$(RUN) -m ruff check --fix .
 
 docs: setup  ## write the generated parts of README.md and docs/ anew
-	$(RUN) scripts/methods_page.py
 	$(RUN) scripts/generated.py
 
 bench: setup  ## the measurements behind every claim about speed and memory
