@@ -30,7 +30,8 @@ def slow(*case: str) -> object:
     ("family", "variant"),
     [
         ("llama", "lora-qv"), slow("llama", "lora-dora"), slow("llama", "lora-pissa"), slow("llama", "ia3"),
-        slow("bert", "adapter-p"), slow("llama", "adapter-h-ln"), slow("llama", "language"), slow("falcon", "parallel-all"),
+        slow("bert", "adapter-p"),
+        slow("llama", "adapter-h-ln"), slow("llama", "language"), slow("falcon", "parallel-all"),
         slow("gpt2", "parallel-heads"), slow("llama", "parallel-before"), slow("llama", "compacter"),
         slow("llama", "linear-adapter"), slow("bert", "adapter-h-norms"),
         slow("gpt2", "lora-qv"), slow("gpt2", "bitfit"), slow("bert", "lora"),
