@@ -16,7 +16,7 @@ from budwood.anatomy import discover
 from budwood.core import Fuse, Plan, Route, Skip, Stack
 from budwood.core.store import read_json
 from budwood.errors import BadCheckpoint, BadConfig, BudwoodError, NoSuchAdapter
-from budwood.interop import adapterhub, load, save
+from budwood.interop import adapterhub, describe, load, save
 from budwood.interop.adapterhub_names import PRESETS
 from budwood.methods import AdapterH, AdapterP, Compacter, Fusion, LinearAdapter, LoRA, Method, Parallel
 from families import FAMILIES
@@ -329,6 +329,18 @@ def test_a_fusion_needs_its_adapters(tmp_path: Path) -> None:
     place = save(model, tmp_path / "f", name="f", to="adapterhub")
     with pytest.raises(NoSuchAdapter, match="'a'"):
         load(FAMILIES["bert"].build(), place, name="f")
+
+
+def test_a_folder_says_what_it_is_for_without_a_model(tmp_path: Path) -> None:
+    found = describe(folder(tmp_path))
+    model = FAMILIES["bert-classify"].build()
+    assert found.labels == tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+    assert (found.kind, found.method, found.base) == ("ADAPTERHUB", None, model.config.name_or_path)
+    language = tmp_path / "lm"
+    model = FAMILIES["bert"].build()
+    core.attach(model, AdapterP(size=4), name="a", anatomy=anatomy_of("bert"))
+    save(model, language, name="a", to="adapterhub")
+    assert (describe(language).task, describe(language).labels) == ("masked-lm", None)
 
 
 def test_a_setup_folder_says_what_to_load(tmp_path: Path) -> None:

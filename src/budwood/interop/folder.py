@@ -19,7 +19,7 @@ from budwood.core.store import Folder, read_config, read_folder, write_files, wr
 from budwood.core.trained import Trained
 from budwood.errors import BadCheckpoint
 from budwood.interop import adapterhub_write, peft
-from budwood.interop.foreign import read_foreign
+from budwood.interop.foreign import describe_foreign, read_foreign
 from budwood.methods import method_from_dict, method_to_dict
 
 _VERSION = 1
@@ -135,6 +135,9 @@ def _attach(
 
 def describe(folder: Path | str) -> Description:
     """What the folder says of its base, method and labels. Raises NotAvailable or BadCheckpoint."""
+    foreign = describe_foreign(Path(folder))
+    if foreign is not None:
+        return Description(foreign.base, None, foreign.labels, foreign.kind, task=foreign.task)
     config, own = read_config(Path(folder))
     method = _method(own, folder) if own.get("method") else None
     labels = own.get("labels")

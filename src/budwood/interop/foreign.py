@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,12 +12,36 @@ from budwood.anatomy import Anatomy
 from budwood.core.store import CONFIG, TENSORS, read_json, read_tensors
 from budwood.errors import BadCheckpoint, BadConfig
 from budwood.interop import adapterhub, llm_adapters
-from budwood.interop.adapterhub_heads import read_head
+from budwood.interop.adapterhub_heads import labels_of, read_head
 from budwood.interop.reading import Read
 
 FUSION = "adapter_fusion_config.json"
 SETUP = "adapter_setup.json"
 INTERFACE = "adapter_interface.json"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a folder of AdapterHub's says without a model; empty or None where it does not."""
+
+    base: str
+    labels: tuple[str, ...] | None
+    kind: str
+    task: str | None
+
+
+def describe_foreign(path: Path) -> Said | None:
+    """Base, classes and task of AdapterHub's folders; None for any other."""
+    name = next((name for name in (FUSION, CONFIG) if (path / name).is_file()), None)
+    if name is None:
+        return None
+    config = read_json(path, name)
+    if not adapterhub.knows(config):
+        return None
+    classes, made_by = labels_of(path), str(config.get("model_class", ""))
+    task = "masked-lm" if made_by.endswith("ForMaskedLM") else None
+    kind = "ADAPTERHUB_FUSION" if name == FUSION else "ADAPTERHUB"
+    return Said(str(config.get("model_name") or ""), classes, kind, task)
 
 
 def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle: bool) -> Read | None:
