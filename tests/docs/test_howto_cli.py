@@ -1,4 +1,4 @@
-"""docs/howto/{train,adapters,compose,cli,exit-codes}.md: every command runs, in order, in one folder, on a tiny model."""
+"""docs/howto: every command of these pages runs, in order, in one folder, on a tiny model."""
 
 from __future__ import annotations
 
