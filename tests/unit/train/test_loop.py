@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from budwood.core import Method, named_parameters
+from budwood.core import Method, attach, named_parameters
 from budwood.data import Position
 from budwood.errors import BadCheckpoint, BadConfig, Diverged, OutOfMemory
-from budwood.methods import Full, LoRA, Selective
-from budwood.train.checkpoint import load_state, save_state
+from budwood.methods import AdapterP, Full, Fusion, LoRA, Selective
+from budwood.train.checkpoint import Standing, load_state, save_state
 from budwood.train.interrupt import Interrupted
 from budwood.train.observer import StepPoint
-from training import Job, job, labelled, rows
+from budwood.train.step import gradients
+from training import Job, job, labelled, rows, tiny
 
 PLAIN = LoRA(rank=4, targets=("all",))
 
@@ -31,6 +32,28 @@ def tensors(done: Job) -> dict[str, Tensor]:
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.5])
+def test_what_a_method_adds_to_the_loss_is_in_the_gradient(pull: float) -> None:
+    """A fusion pulls W_V towards the identity: with a large weight it stays closer to it, from the first step on."""
+    model = tiny()
+    for name in ("a", "b"):
+        attach(model, AdapterP(size=4, init="bert"), name=name)
+    run = job(method=Fusion(of=("a", "b"), regularization=pull), model=model, budget="1steps", clip=0.0)
+    keys = [key for key in run.prepared.parameters if key.endswith("W_V")]
+    with torch.no_grad():
+        for key in keys:
+            run.prepared.parameters[key].add_(0.1)
+    standing = Standing(pieces=1)
+    gradients(run.prepared, run.objective, run.feed, range(4), standing, run.seen)
+    for key in keys:
+        weight = run.prepared.parameters[key]
+        pulled = 2 * pull * (weight - torch.eye(weight.shape[0]))
+        assert weight.grad is not None
+        rest = weight.grad - pulled.detach()
+        assert rest.abs().max() < 0.2  # of the data alone
+        assert pull == 0 or weight.grad.abs().min() > 0.05
 
 
 @pytest.mark.parametrize(
