@@ -125,4 +125,4 @@ def _heads(model: nn.Module, site: Site) -> int:
     config = vars(model).get("config")
     if config is None:
         raise NoSuchSite("parallel: attention=multihead needs a transformers model, whose config says how many heads")
-    return int(config.to_dict().get(f"{site.stack}_attention_heads", config.num_attention_heads))
+    return int(config.to_dict().get(f"{site.stack}_attention_heads", config.get_text_config().num_attention_heads))
