@@ -33,7 +33,11 @@ def section(method: type[Method]) -> str:
     aliases: dict[str, list[str]] = {}
     for alias, field in method.aliases.items():
         aliases.setdefault(field, []).append(f"`{alias}`")
-    rows = [f"| `{f}` | {shown(defaults[f])} | {docs[f]} | {', '.join(aliases.get(f, []))} |" for f in defaults]
+    rows = [
+        f"| `{f}` | {shown(defaults[f])} | {docs[f]} | {', '.join(aliases.get(f, []))} |"
+        for f in defaults
+        if f not in method.unused
+    ]
     return "\n".join(
         [
             f"## `{method.name}`",

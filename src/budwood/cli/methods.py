@@ -86,6 +86,7 @@ def _described(method: Method) -> dict[str, Any]:
                 "aliases": [alias for alias, own in method.aliases.items() if own == field.name],
             }
             for field in fields(method)
+            if field.name not in method.unused
         ],
     }
 

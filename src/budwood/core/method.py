@@ -35,6 +35,8 @@ class Method:
     """A rate at which it learns on small and middle-sized models."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other tools' names of the fields."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Fields of every method that this one refuses: the pages and `budwood methods` leave them out."""
 
     targets: tuple[str, ...] = ()
     """Where it acts: roles (attn.q, mlp.*), `all` (every linear of the blocks), or names of modules; a ? at the end

@@ -6,6 +6,7 @@ The original values are kept beside the model, so `detach` gives the base back b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -22,6 +23,7 @@ class Full(Method):
     paper = "Devlin et al. 2018, arXiv:1810.04805, section 4"
     formula = "W"
     learning_rate = 5e-5
+    unused: ClassVar[tuple[str, ...]] = ("targets", "layers", "trained")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ not.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class Fusion(Method):
     paper = "Pfeiffer et al. 2021, arXiv:2005.00247"
     formula = "h + sum_i softmax_i(W_Q z . W_K u_i) W_V u_i"
     learning_rate = 5e-5
+    unused: ClassVar[tuple[str, ...]] = ("targets", "layers")
 
     of: tuple[str, ...] = ()
     """Names of the attached adapters that it mixes, at least two; all there are when empty."""

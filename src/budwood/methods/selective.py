@@ -31,6 +31,7 @@ class Selective(Method):
     formula = "b, or norms, or W of the last blocks, or W of the head"
     learning_rate = 2e-3
     aliases: ClassVar[Mapping[str, str]] = {"modules_to_save": "trained", "num_layers": "last"}
+    unused: ClassVar[tuple[str, ...]] = ("targets",)
 
     part: Literal["norms", "bitfit", "last-layers", "head"] = "norms"
     """What to train: norms, bitfit (all biases), last-layers, or head."""
