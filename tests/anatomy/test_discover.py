@@ -19,7 +19,7 @@ from transformers import (
 
 from budwood.anatomy import discover
 from budwood.errors import BadConfig, NoSuchSite
-from families import FAMILIES, GPT2, LLAMA, _build
+from families import BART, FAMILIES, GPT2, LLAMA, _build
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -220,6 +220,9 @@ def test_what_never_runs_is_reported_and_left_out_of_all() -> None:
     anatomy = discover(FAMILIES["mamba"].build())
     assert anatomy.uncalled == ("backbone.layers.0.mixer.dt_proj", "backbone.layers.1.mixer.dt_proj")
     assert {s.role for s in anatomy.select("all")} == {"mixer.in", "mixer.x", "mixer.out"}
+    alone = discover(_build("bart", "causal", BART))  # a decoder whose cross-attention has nothing to read
+    assert len(alone.uncalled) == 2 * 4
+    assert not any(s.role.startswith("cross") for s in alone.select("all"))
 
 
 def test_adapters_on_the_model_are_no_part_of_it() -> None:

@@ -197,3 +197,13 @@ def test_what_cannot_be_established_is_reported_with_the_reason() -> None:
     assert anatomy.sublayers == ()
     assert "rwkv.blocks.0 mlp" in anatomy.unknown_sublayers[0]
     assert "aten.mul" in anatomy.unknown_sublayers[0]
+
+
+def test_a_bias_that_the_block_adds_itself_is_no_part_of_a_plain_sum() -> None:
+    """GPT-NeoX-Japanese adds the bias of its last output projection with the residual: h + r is not what it returns."""
+    model = _build("gpt_neox_japanese", "causal", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4})
+    anatomy = discover(model)
+    (why,) = anatomy.unknown_sublayers
+    assert "gpt_neox_japanese.layers.1 attn" in why
+    assert "adds a constant or parameter of its own" in why
+    assert [(sub.layer, sub.role) for sub in anatomy.sublayers] == [(0, "attn"), (0, "mlp"), (1, "mlp")]

@@ -99,7 +99,7 @@ def _assemble(
             block = skeleton.owner[path]
             sites.append(Site(w.path, w.role, block.stack, block.layer, w.in_features, w.out_features, "parameter"))
     linears = list(skeleton.linears)
-    called = trace.by_path if trace is not None else dict.fromkeys(linears)
+    called = set(linears) if trace is None else {path for path, calls in trace.by_path.items() if calls}
     return Anatomy(
         sites=tuple(sites),
         hidden_size=skeleton.blocks[-1].hidden,

@@ -88,7 +88,14 @@ class Finder:
             op = self._only_consumer(value, end)
         if not op.name.startswith("aten.add") or op.factor not in (None, 1):
             raise Unknown(f"the output of {end.path} goes into {op.name} of {op.module}, not into a plain sum")
+        self._check_known(op, end)
         return Arrival(self._dropout(end, call), value, output_norm, scale, call.stop)
+
+    @staticmethod
+    def _check_known(op: Op, end: End) -> None:
+        """A sum with something that is no value of the forward (a bias of the block's own) is not h + r."""
+        if len(op.inputs) != 2:
+            raise Unknown(f"{op.module} adds a constant or parameter of its own to the output of {end.path}")
 
     def _only_consumer(self, value: int, end: End) -> Op:
         ops = self.trace.consumers[value]
@@ -116,7 +123,7 @@ class Finder:
         return None
 
     def _sublayer(self, end: End, arrival: Arrival, added: Mapping[int, End]) -> SubLayer:
-        total = self._total(arrival.value, end.block)
+        total = self._total(arrival.value, end)
         others = [v for v in self._terms(total, end.block, added, keep=arrival.value) if v != arrival.value]
         rest = [v for v in others if v not in added]
         parallel = [v for v in others if v in added]
@@ -136,10 +143,11 @@ class Finder:
             scale=arrival.scale,
         )
 
-    def _total(self, value: int, block: str) -> int:
+    def _total(self, value: int, end: End) -> int:
         """The whole sum that a term ends up in: as long as nothing but one more addition in the block reads it."""
         total = value
-        while len(ops := self.trace.consumers[total]) == 1 and self._is_sum(ops[0], block):
+        while len(ops := self.trace.consumers[total]) == 1 and self._is_sum(ops[0], end.block):
+            self._check_known(ops[0], end)
             assert ops[0].output is not None
             total = ops[0].output
         return total
