@@ -64,6 +64,18 @@ def test_plan_switched_before_backward(family: str, pair: tuple[str, str], reent
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_nothing_of_a_recomputation_is_kept(reentrant: bool) -> None:
+    """A recomputation stops before h: a residual that was kept for it would hold the graph of its block in memory."""
+    model, batch = adapted("llama", "parallel-all", "a", perturbed=True)
+    model.train().get_input_embeddings().register_forward_hook(require_gradient)  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+    weighted(logits(model, batch)).backward()
+    sources = [source for module in model.modules() if isinstance(module, core.Delta) for source in module.sources]
+    assert len(sources) == 4
+    assert all(source.value is None for source in sources)
+
+
 def require_gradient(module: nn.Module, args: object, output: Tensor) -> Tensor:
     return output.requires_grad_() if output.is_leaf else output
 

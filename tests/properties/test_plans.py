@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,6 +91,18 @@ def test_using_restores_after_an_error() -> None:
     with pytest.raises(RuntimeError), core.using(model, "b"):
         raise RuntimeError
     assert torch.equal(model(**batch).logits, expected)
+
+
+def test_two_threads_read_their_own_residuals() -> None:
+    """Both forwards are past the residual of the first block when either comes to add to it."""
+    model, batch = adapted("bert", "adapter-p", "a", perturbed=True)
+    halves = [{key: value[i : i + 1] for key, value in batch.items()} for i in (0, 1)]
+    expected = [under(model, half, "a") for half in halves]
+    both = Barrier(2, timeout=20)
+    model.get_submodule("bert.encoder.layer.0.output.dense").register_forward_hook(lambda *_: [both.wait(), None][1])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda half: model(**half).logits, halves))
+    assert all(close(one, other, 1e-6) for one, other in zip(found, expected, strict=True))
 
 
 def test_refusals() -> None:

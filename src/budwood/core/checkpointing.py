@@ -31,6 +31,7 @@ class _Replay:
             return self.function(*args)
         finally:
             self.switch.plan = current
+            self.switch.forget()  # a recomputation stops at the last tensor that is needed, often before h is complete
 
 
 class Replaying:

@@ -6,6 +6,7 @@ everything they need lives in the module they run on, so `deepcopy`, pickle and 
 
 from __future__ import annotations
 
+from threading import local
 from typing import Any, Literal
 
 import torch
@@ -15,11 +16,11 @@ from budwood.core.plan import Place, Plan, run
 from budwood.errors import BadConfig, WrongOrder
 
 
-class Source:
+class Source(local):
     """What another module reads or returns in the same forward, kept until the site that asked for it is done.
 
     path: of that module;  end: `input` is its first argument, `output` its (first) result, both before deltas there
-    act on what it reads and after they act on what it returns.
+    act on what it reads and after they act on what it returns. Every thread has a value of its own.
     """
 
     def __init__(self, path: str, end: Literal["input", "output"]) -> None:
@@ -35,8 +36,8 @@ class Source:
             )
         return self.value
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "end": self.end, "value": None}
+    def __reduce__(self) -> tuple[type[Source], tuple[str, str]]:
+        return Source, (self.path, self.end)
 
 
 class Delta(nn.Module):
@@ -86,6 +87,13 @@ class Switch:
 
     def __init__(self) -> None:
         self.plan: Plan = None
+        self.sources: list[Source] = []
+        """All that deltas of this model read elsewhere in it."""
+
+    def forget(self) -> None:
+        """Let go of what this thread's forward kept for sites that it did not come to."""
+        for source in self.sources:
+            source.value = None
 
 
 class Deltas(nn.Module):
@@ -227,6 +235,7 @@ def install(module: nn.Module, switch: Switch, layer: int | None = None, stack: 
 def watch_source(module: nn.Module, switch: Switch, source: Source) -> None:
     """Have the module tell `source` what it reads or returns."""
     install(module, switch).watched.append(source)
+    switch.sources.append(source)
     if source.end == "input":
         listen(module)
 
@@ -236,6 +245,7 @@ def forget_source(module: nn.Module, source: Source) -> None:
     deltas = deltas_of(module)
     if deltas is not None:
         deltas.watched = [other for other in deltas.watched if other is not source]
+        deltas.switch.sources = [other for other in deltas.switch.sources if other is not source]
         if deltas.is_idle:
             uninstall(module)
 
