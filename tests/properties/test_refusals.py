@@ -6,10 +6,11 @@ import pytest
 
 import budwood.core as core
 from adapted import AT_SUBLAYERS, VARIANTS, anatomy_of
+from budwood.anatomy import discover
 from budwood.core import Method
 from budwood.errors import BadConfig, BudwoodError, NoSuchSite
 from budwood.methods import AdapterH, AdapterP, Compacter, LinearAdapter, Parallel
-from families import FAMILIES
+from families import FAMILIES, GQA, _build
 
 FUSED = {"phi3", "gpt2", "gpt2-classify", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "codegen", "modernbert"}
 NO_BIAS = {
@@ -86,6 +87,7 @@ MISTAKES: list[tuple[str, Method, type[BudwoodError], str]] = [
     ("llama", Parallel(attention="before"), BadConfig, "targets are mlp; add attn to them"),
     ("gpt2", LinearAdapter(targets=("attn.q",)), NoSuchSite, "acts on whole linears, and attn.q is a part of"),
     ("gpt2", LinearAdapter(targets=("norm.attn",)), NoSuchSite, "acts on linears"),
+    ("llama", LinearAdapter(before=("mlp.upp",)), NoSuchSite, "before names 'mlp.upp', which is none of the targets"),
     ("rwkv", AdapterP(), NoSuchSite, "is not clear, so it is refused: rwkv.blocks.0 mlp"),
 ]
 
@@ -101,6 +103,16 @@ def test_mistakes_are_named_and_leave_nothing(
     assert [type(module) for module in model.modules()] == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert core.adapters(model) == {}
+
+
+def test_a_norm_that_also_reads_a_gate_is_not_copied() -> None:
+    """The norm behind Bamba's mixer multiplies by a gate, which a copy of it would not see."""
+    sizes = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4, "attn_layer_indices": [1]}
+    model = _build("bamba", "causal", {**GQA, **sizes})
+    norms = tuple(role for role in discover(model).roles if role.startswith("norm.") and role != "norm.mixer")
+    with pytest.raises(NoSuchSite, match=r"RMSNormGated, which reads more than .*leave norm\.mixer out of `trained`"):
+        core.attach(model, AdapterH(size=4, trained=("norm.*",), targets=("mlp",)), name="a")
+    core.attach(model, AdapterH(size=4, trained=norms, targets=("mlp",)), name="a")
 
 
 def test_what_needs_the_rows_of_a_batch_apart() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,11 @@ class Trained(Delta):
             raise NoSuchSite(
                 f"{site.path} is a {type(base).__name__}; only linears, norms and plain embeddings can be trained "
                 "in full beside a method"
+            )
+        if site.kind == "norm" and len(inspect.signature(base.forward).parameters) != 1:
+            raise NoSuchSite(
+                f"{site.path} is a {type(base).__name__}, which reads more than hidden states (a gate), so a copy "
+                f"of it cannot be trained beside a method; leave {site.role} out of `trained`"
             )
         self.kind = site.kind
         self.padding_idx = base.padding_idx if isinstance(base, nn.Embedding) else None

@@ -274,6 +274,13 @@ class Parallel(Bottleneck):
                 f"parallel: {unread[0]} acts behind the output projection, and attention={self.attention} in front of "
                 f"it; leave {unread[0]} out, or use attention=after"
             )
+        own = ("activation", "init", "bias", "inner_dropout")
+        unread = [key for key in own if vars(self)[key] != vars(Bottleneck)[key] and alone]
+        if self.attention == "multihead" and unread:
+            raise BadConfig(
+                f"parallel: attention=multihead is ReLU(q P_k^T) P_v for each head, whatever {unread[0]} says; leave "
+                f"{unread[0]} out, or use attention=before"
+            )
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
         """As for any bottleneck; in front of the output projection, that linear."""

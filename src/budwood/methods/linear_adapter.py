@@ -68,6 +68,11 @@ class LinearAdapter(Method):
             raise BadConfig(f"linear-adapter: size is {self.size}; it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise BadConfig(f"linear-adapter: dropout is {self.dropout}; it must be in [0, 1)")
+        if self.form != "adapter-h" and self.before != LinearAdapter.before:
+            raise BadConfig(
+                f"linear-adapter: before says which linears the form adapter-h adapts at their input, and form is "
+                f"{self.form}; leave before out"
+            )
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
         """As for any method; parts of fused projections are refused."""
@@ -78,6 +83,9 @@ class LinearAdapter(Method):
                 f"linear-adapter acts on whole linears, and {', '.join(part.chosen)} is a part of {part.path}; "
                 f"use targets={part.role}"
             )
+        for key in self.before:
+            if not key.endswith("?") and not any(site.matches(key) for site in sites):
+                raise NoSuchSite(f"linear-adapter: before names {key!r}, which is none of the targets")
         return sites
 
     def build(self, site: Site, base: nn.Module) -> Delta:

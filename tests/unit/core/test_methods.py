@@ -109,6 +109,8 @@ def test_as_typed(text: str, expected: object) -> None:
         ("parallel:stochastic_depth=0.1", "parallel has no field 'stochastic_depth'"),
         ("parallel:attention=before,targets=attn,scale=2", "scale acts behind the output projection"),
         ("parallel:attention=multihead,targets=attn+mlp,adds_residual=false", "adds_residual acts behind"),
+        ("parallel:attention=multihead,targets=attn,activation=gelu", "whatever activation says; leave activation out"),
+        ("linear-adapter:form=parallel,before=mlp.up", "and form is parallel; leave before out"),
         ("compacter:n=0", "compacter: n is 0"),
         ("compacter:rank=0", "compacter: rank is 0"),
         ("compacter:init=bert", "has an init of its own"),
