@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,6 +227,9 @@ def refused(place: Path, match: str, family: str = "bert-classify", kind: type[B
         ({"architecture": "prefix_tuning"}, "prefix_tuning"),
         ({"phm_layer": True, "is_parallel": True}, "parallel Compacter"),
         ({"reduction_factor": "x"}, "malformed"),
+        ({"reduction_factor": 0}, "reduction_factor is 0 for layer 0; it must be above 0"),
+        ({"is_parallel": "false"}, "is_parallel is 'false' .*it must be true or false"),
+        ({"residual_before_ln": "post-add"}, "residual_before_ln is 'post-add'"),
     ],
 )
 def test_refuses_a_configuration_that_does_not_fit(tmp_path: Path, fields: dict[str, object], match: str) -> None:
@@ -242,6 +247,12 @@ def test_refuses_tensors_that_do_not_fit(tmp_path: Path) -> None:
     refused(place, "lacks")
     save_file({**tensors, first.replace("layer.0", "layer.7"): tensors[first].clone()}, file)
     refused(place, "wrong base: .*no such block")
+    save_file({**tensors, first.replace(".a.", ".b."): tensors[first].clone()}, file)
+    refused(place, r"several adapters \(a, b\)")
+    save_file({key: (tensor * 100).long() for key, tensor in tensors.items()}, file)
+    refused(place, "stored as torch.int64 .*not as torch.float32")
+    save_file({}, file)
+    refused(place, "no tensors")
     save_file({**tensors, "strange": tensors[first].clone()}, file)
     refused(place, "no AdapterHub adapter of a known type")
     file.write_bytes(file.read_bytes()[:40])
@@ -258,9 +269,44 @@ def test_a_pickle_is_read_only_when_allowed(tmp_path: Path) -> None:
     model = FAMILIES["bert-classify"].build()
     method = load(model, place, name="a", allow_pickle=True).method
     assert isinstance(method, AdapterP) and (method.size, method.trained) == (4, ("classifier",))
-    (place / "pytorch_adapter.bin").write_bytes(b"not a pickle")
-    with pytest.raises(BadCheckpoint, match="damaged, cut short, or holds more than tensors"):
-        load(FAMILIES["bert-classify"].build(), place, name="a", allow_pickle=True)
+    for content in (b"not a pickle", b"", b"hello" * 50, pickle.dumps(Touch(str(tmp_path / "touched")), protocol=2)):
+        (place / "pytorch_adapter.bin").write_bytes(content)
+        with pytest.raises(BadCheckpoint, match="damaged, cut short, or holds more than tensors"):
+            load(FAMILIES["bert-classify"].build(), place, name="a", allow_pickle=True)
+    assert not (tmp_path / "touched").exists()
+    for content in ({"x": torch.eye(2).to_sparse()}, {1: torch.ones(1)}, [torch.ones(1)]):
+        torch.save(content, place / "pytorch_adapter.bin")
+        with pytest.raises(BadCheckpoint, match="dense tensors by name"):
+            load(FAMILIES["bert-classify"].build(), place, name="a", allow_pickle=True)
+
+
+class Touch:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("rank", [0, -1, float("inf")])
+def test_refuses_a_lora_of_no_rank(rank: float, tmp_path: Path) -> None:
+    place = folder(tmp_path, LoRA(targets=("attn.q", "attn.v"), rank=4))
+    change(place, r=rank)
+    refused(place, "r is|malformed")
+
+
+@pytest.mark.parametrize("numbers", [{"a": 0, "b": 0}, {"a": 1, "b": 2}, {"a": "x"}, 3, ["a"]])
+def test_classes_that_are_not_numbered_are_refused(numbers: object, tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    file = place / "head_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "label2id": numbers}))
+    with pytest.raises(BadCheckpoint, match="number the classes from 0"):
+        describe(place)
+    names = {f"l{number}": str(number) for number in reversed(range(12))}  # as text, 10 comes before 2
+    file.write_text(json.dumps({**json.loads(file.read_text()), "label2id": names}))
+    assert describe(place).labels == tuple(f"l{number}" for number in range(12))
 
 
 def test_old_files_keep_their_rules(tmp_path: Path) -> None:

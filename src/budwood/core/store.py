@@ -79,7 +79,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         raise NotAvailable(f"{path} has no {name}, so it is no adapter folder; it holds: {_listing(path)}")
     try:
         config = json.loads((path / name).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadCheckpoint(f"{path / name} is not readable JSON ({error}); copy or train it again") from error
     if not isinstance(config, dict):
         raise BadCheckpoint(f"{path / name} holds a {type(config).__name__} where an object is expected")
@@ -116,10 +116,16 @@ def _unpickle(path: Path, name: str, *, allow_pickle: bool) -> dict[str, Tensor]
         )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise BadCheckpoint(f"{path} is damaged, cut short, or holds more than tensors ({error})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise BadCheckpoint(f"{path} does not hold tensors by name")
+    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise BadCheckpoint(
+            f"{path} is damaged, cut short, or holds more than tensors, so it was not read ({type(error).__name__}); "
+            "copy it again, or save tensors by name and nothing else"
+        ) from error
+    plain = isinstance(tensors, dict) and all(
+        isinstance(key, str) and isinstance(t, Tensor) and t.layout == torch.strided for key, t in tensors.items()
+    )
+    if not plain:
+        raise BadCheckpoint(f"{path} does not hold dense tensors by name; save the adapter's own state dictionary")
     return tensors
 
 

@@ -26,6 +26,8 @@ from budwood.interop.adapterhub_names import (
     Key,
     Names,
     base_prefix,
+    check_one,
+    check_switches,
     parse,
 )
 from budwood.interop.reading import Read, compress, last_names
@@ -52,6 +54,7 @@ def read(
     own = vars(model).get("config")
     names = Names(anatomy, base_prefix(model), "" if own is None else str(own.model_type), is_interface=is_interface)
     keys = {key: parse(key) for key in tensors}
+    check_one(keys)
     if "adapter_names" in config:
         _check_parts(config["adapter_names"], model)
         return _fusion(config, keys, tensors, names)
@@ -109,6 +112,7 @@ def _bottleneck(given: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapp
     lacking = [name for name in REQUIRED if name not in fields]
     if lacking:
         raise BadCheckpoint(f"adapter_config.json lacks {', '.join(lacking)}, which a bottleneck needs")
+    check_switches(fields)
     ours: dict[str, Tensor] = {}
     shared: dict[str, Tensor] = {}
     paths: dict[str, None] = {}
@@ -299,6 +303,8 @@ def _lora(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[s
     if fields.get("composition_mode", "add") != "add":
         return _ia3(fields, keys, tensors, names)
     rank, alpha = int(fields.get("r", 8)), float(fields.get("alpha", 8))
+    if rank < 1:
+        raise BadCheckpoint(f"r is {rank} in adapter_config.json; it must be at least 1")
     ours: dict[str, Tensor] = {}
     sites: dict[str, Site] = {}
     for key, parsed in keys.items():
@@ -308,7 +314,7 @@ def _lora(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[s
         site = names.linear(parsed.path)
         sites[site.path] = site
         ours[f"{site.path}.{letter}"] = tensors[key]
-        if letter == "A" and tensors[key].shape[0] % rank:
+        if letter == "A" and (tensors[key].dim() != 2 or tensors[key].shape[0] % rank):
             raise BadCheckpoint(
                 f"{key} is {list(tensors[key].shape)}, and the configuration says r={rank}; one is wrong"
             )

@@ -58,7 +58,13 @@ def labels_of(path: Path) -> tuple[str, ...] | None:
     config = read_json(path, CONFIG)
     fields = config.get("config") or config
     found = fields.get("label2id") if isinstance(fields, Mapping) else None
-    return tuple(sorted(found, key=found.__getitem__)) if found else None
+    if not found:
+        return None
+    by_number = {str(number): str(label) for label, number in found.items()} if isinstance(found, Mapping) else {}
+    order = [str(number) for number in range(len(by_number))]
+    if not order or len(by_number) != len(found) or sorted(by_number) != sorted(order):
+        raise BadCheckpoint(f"{path / CONFIG}: label2id is {found}; it must number the classes from 0, each once")
+    return tuple(by_number[number] for number in order)
 
 
 def _flex(

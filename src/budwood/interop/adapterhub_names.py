@@ -70,6 +70,8 @@ class Key:
     path: str
     kind: str
     leaf: str
+    name: str
+    """The adapter's."""
 
 
 class Names:
@@ -131,12 +133,14 @@ class Names:
 
     def ratio(self, reduction: Any, path: str) -> float:
         """The reduction factor of a sub-layer: one number, or one by layer."""
-        if not isinstance(reduction, Mapping):
-            return float(reduction)
         site = next(s for s in self.anatomy.sublayers if s.path == path)
-        found = reduction.get(str(self.index(site.stack, site.layer)), reduction.get("default"))
+        index, found = self.index(site.stack, site.layer), reduction
+        if isinstance(reduction, Mapping):
+            found = reduction.get(str(index), reduction.get("default"))
         if found is None:
-            raise BadCheckpoint(f"reduction_factor says nothing about layer {self.index(site.stack, site.layer)}")
+            raise BadCheckpoint(f"reduction_factor says nothing about layer {index}")
+        if not float(found) > 0:
+            raise BadCheckpoint(f"reduction_factor is {found} for layer {index}; it must be above 0")
         return float(found)
 
     @property
@@ -163,7 +167,26 @@ def parse(key: str) -> Key:
     found = _KEY.fullmatch(plain)
     if found is None:
         raise BadCheckpoint(f"the tensor {key!r} has a name that no AdapterHub adapter of a known type has")
-    return Key(found["path"], found["kind"], found["leaf"])
+    return Key(found["path"], found["kind"], found["leaf"], found["name"])
+
+
+def check_one(keys: Mapping[str, Key]) -> None:
+    """Raise BadCheckpoint unless a file holds one adapter: another's tensors would take the places of its own."""
+    if not keys:
+        raise BadCheckpoint("the file holds no tensors; it is incomplete")
+    found = sorted({parsed.name for parsed in keys.values()})
+    if len(found) > 1:
+        raise BadCheckpoint(f"the file holds tensors of several adapters ({', '.join(found)}); save each to its own")
+
+
+def check_switches(fields: Mapping[str, Any]) -> None:
+    """Raise BadCheckpoint for a switch that is neither on nor off: any text would count as on, "false" too."""
+    for name, plain in {**DEFAULTS, "mh_adapter": False, "output_adapter": True}.items():
+        said = fields[name]
+        if not isinstance(plain, bool) or said is None or said in (True, False):
+            continue
+        if name != "residual_before_ln" or said != "post_add":
+            raise BadCheckpoint(f"{name} is {said!r} in adapter_config.json; it must be true or false")
 
 
 def base_prefix(model: nn.Module) -> str:

@@ -260,6 +260,10 @@ def _copy_into(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder:
             raise BadCheckpoint(
                 f"wrong base: {key} is {list(tensors[key].shape)} in {folder} and {list(target.shape)} in this model"
             )
+        if target.is_floating_point() != tensors[key].is_floating_point():
+            raise BadCheckpoint(
+                f"{key} is stored as {tensors[key].dtype} in {folder}, not as {target.dtype} or the like"
+            )
     with torch.no_grad():
         for key, target in own.items():
             target.copy_(tensors[key])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,11 @@ from budwood.interop.reading import Read
 FUSION = "adapter_fusion_config.json"
 SETUP = "adapter_setup.json"
 INTERFACE = "adapter_interface.json"
+
+_FILES = (
+    (llm_adapters.knows, (TENSORS, "adapter_model.bin")),
+    (adapterhub.knows, ("adapter.safetensors", "pytorch_adapter.bin")),
+)
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,19 @@ def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle
         raise BadConfig(
             f"{path} holds several adapters ({', '.join(inside)}); load each of these folders under its name"
         )
+    config = read_json(path, FUSION if (path / FUSION).is_file() else CONFIG)
+    files = next((names for knows, names in _FILES if knows(config)), None)
     if (path / FUSION).is_file():
-        config = read_json(path, FUSION)
-        tensors = read_tensors(
-            path, "model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin", allow_pickle=allow_pickle
-        )
-    else:
-        config = read_json(path, CONFIG)
-        if llm_adapters.knows(config):
-            tensors = read_tensors(path, TENSORS, "adapter_model.bin", allow_pickle=allow_pickle)
-            return llm_adapters.read(config, tensors, anatomy)
-        if not adapterhub.knows(config):
-            return None
-        tensors = read_tensors(path, "adapter.safetensors", "pytorch_adapter.bin", allow_pickle=allow_pickle)
+        files = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
+    if files is None:
+        return None
+    tensors = read_tensors(path, *files, allow_pickle=allow_pickle)
     try:
+        if llm_adapters.knows(config):
+            return llm_adapters.read(config, tensors, anatomy)
         read = adapterhub.read(config, tensors, anatomy, model, is_interface=(path / INTERFACE).is_file())
-    except (TypeError, ValueError, AttributeError, KeyError, json.JSONDecodeError) as error:
+        head = read_head(path, model, anatomy, allow_pickle=allow_pickle)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise BadCheckpoint(f"{path}: a field of the configuration is malformed ({error}); train it again") from error
-    head = read_head(path, model, anatomy, allow_pickle=allow_pickle)
     trained = tuple(dict.fromkeys(name.rpartition(".")[0] for name in head))
     return replace(read, method=replace(read.method, trained=trained), tensors={**read.tensors, **head})
