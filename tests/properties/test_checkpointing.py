@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,6 +77,35 @@ def test_nothing_of_a_recomputation_is_kept(reentrant: bool) -> None:
     sources = [source for module in model.modules() if isinstance(module, core.Delta) for source in module.sources]
     assert len(sources) == 4
     assert all(source.value is None for source in sources)
+
+
+def test_nothing_of_a_forward_that_failed_is_kept() -> None:
+    """Training goes on with smaller pieces where memory runs out, which needs the memory of the first attempt."""
+    model, batch = adapted("llama", "parallel-all", "a", perturbed=True)
+    sources = [source for module in model.modules() if isinstance(module, core.Delta) for source in module.sources]
+    expected = logits(model, batch)
+    last = model.get_submodule("model.layers.1.mlp.down_proj")
+    with pytest.raises(RuntimeError), failing(last):
+        model(**batch)
+    assert [source.value is None for source in sources].count(False) == 1
+    left: list[bool] = []
+    model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
+        lambda *_: left.extend(source.value is not None for source in sources)
+    )
+    assert torch.equal(logits(model, batch), expected)
+    assert left == [False] * 4
+
+
+@contextmanager
+def failing(module: nn.Module) -> Iterator[None]:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    handle = module.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def require_gradient(module: nn.Module, args: object, output: Tensor) -> Tensor:

@@ -46,10 +46,16 @@ class Replaying:
 
 
 def watch_hook(model: nn.Module, args: tuple[Any, ...]) -> None:
-    """The model-level pre-hook: before a forward that will be recomputed, make the recomputation remember its plan."""
-    if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+    """The model-level pre-hook: before a forward that will be recomputed, make the recomputation remember its plan.
+
+    What a forward that failed has left goes first: it holds that forward's graph, when memory ran out of all times.
+    """
+    if torch.compiler.is_compiling():
         return
     switch = vars(model)["budwood"].switch
+    switch.forget()
+    if not (model.training and torch.is_grad_enabled()):
+        return
     for module in model.modules():
         checkpoint = vars(module).get(_SLOT)
         if checkpoint is not None and not isinstance(checkpoint, Replaying):
