@@ -111,6 +111,8 @@ def test_refusals() -> None:
         core.activate(model, Stack(("a", "z")))
     with pytest.raises(BadConfig, match="weights"):
         Sum(("a", "b"), (1.0,))
+    with pytest.raises(BadConfig, match="must be finite numbers"):
+        Sum(("a", "b"), (1.0, float("nan")))
     with pytest.raises(BadConfig, match="int64"):
         Route(("a",), torch.zeros(2))
     with pytest.raises(BadConfig, match="every row must be in"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class Sum:
         _require_parts(self, self.parts)
         if self.weights is not None and len(self.weights) != len(self.parts):
             raise BadConfig(f"Sum has {len(self.parts)} parts and {len(self.weights)} weights; give one weight a part")
+        if self.weights is not None and not all(isinstance(w, int | float) and isfinite(w) for w in self.weights):
+            raise BadConfig(f"Sum has the weights {self.weights!r}; they must be finite numbers")
 
 
 @dataclass(frozen=True, eq=False)
