@@ -133,7 +133,8 @@ def _pair(delta: nn.Module) -> Pair:
             A, B = delta.A, delta.B
         case _:
             raise AssertionError(type(delta))
-    return A.detach() * delta.scale, B.detach()
+    dtype = torch.promote_types(A.dtype, torch.float32)  # a model made .half() after attaching has its adapters along
+    return A.detach().to(dtype) * delta.scale, B.detach().to(dtype)
 
 
 def _heads(sources: Sequence[_Source], chosen: str | None) -> dict[str, Trained]:

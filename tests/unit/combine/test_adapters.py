@@ -310,6 +310,16 @@ def test_a_module_that_one_adapts_and_another_trains_in_full() -> None:
         combine(model, ("a", "b"), name="c")
 
 
+def test_a_model_that_was_halved_with_its_adapters() -> None:
+    """`model.half()` takes the adapters along; their updates are merged in float32 all the same."""
+    model, _ = with_adapters("llama", a=bw.LoRA(), b=bw.LoRA(rank=3))
+    model.half()
+    for how in HOWS:
+        settings = {"density": 0.5} if how in DENSE else {}
+        combined = combine(model, ("a", "b"), name=how, how=how, **settings)
+        assert combined.worst[1] < (1e-5 if how in ("linear", "cat") else 1)
+
+
 def test_a_float64_base_keeps_its_digits() -> None:
     model, batch = with_adapters("llama", torch.float64, a=bw.LoRA(rank=2), b=bw.LoRA(rank=2))
     expected = under(model, batch, bw.Sum(("a", "b")))
