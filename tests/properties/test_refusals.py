@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
 import budwood.core as core
 from adapted import AT_SUBLAYERS, VARIANTS, anatomy_of
@@ -10,7 +12,7 @@ from budwood.anatomy import discover
 from budwood.core import Method
 from budwood.errors import BadConfig, BudwoodError, NoSuchSite
 from budwood.methods import AdapterH, AdapterP, Compacter, LinearAdapter, Parallel
-from families import FAMILIES, GQA, _build
+from families import FAMILIES, GQA, LLAMA, _build
 
 FUSED = {"phi3", "gpt2", "gpt2-classify", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "codegen", "modernbert"}
 NO_BIAS = {
@@ -113,6 +115,26 @@ def test_a_norm_that_also_reads_a_gate_is_not_copied() -> None:
     with pytest.raises(NoSuchSite, match=r"RMSNormGated, which reads more than .*leave norm\.mixer out of `trained`"):
         core.attach(model, AdapterH(size=4, trained=("norm.*",), targets=("mlp",)), name="a")
     core.attach(model, AdapterH(size=4, trained=norms, targets=("mlp",)), name="a")
+
+
+@pytest.mark.parametrize("attention", ["before", "multihead"])
+def test_queries_of_rearranged_tokens_are_refused(attention: str) -> None:
+    """Longformer lays out what its queries read as [tokens, batch, d]: with as many tokens as rows, all would fit."""
+    model = _build("longformer", "masked", {**LLAMA, "attention_window": [4, 4], "pad_token_id": 1})
+    method = Parallel(targets=("attn",), attention=attention)  # type: ignore[arg-type]
+    with pytest.raises(NoSuchSite, match="does not read the stream as it is but rearranged.*use attention=after"):
+        core.attach(model, method, name="a")
+    core.attach(model, Parallel(targets=("attn",)), name="a")
+
+
+def test_every_part_of_a_model_says_how_many_heads_it_has() -> None:
+    parts = [BertConfig(vocab_size=96, **{**LLAMA, "num_attention_heads": heads}) for heads in (4, 2)]
+    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(*parts))
+    batch = {key: torch.ones(1, 3, dtype=torch.int64) for key in ("input_ids", "decoder_input_ids")}
+    method = Parallel(targets=("attn",), attention="multihead")
+    adapter = core.attach(model, method, name="a", anatomy=discover(model, batch=batch))
+    found = {site.path.split(".")[0]: core.delta_at(model, site, "a").heads for site in adapter.sites}
+    assert found == {"encoder": 4, "decoder": 2}
 
 
 def test_what_needs_the_rows_of_a_batch_apart() -> None:

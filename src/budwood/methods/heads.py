@@ -26,7 +26,14 @@ from budwood.methods.narrow import Narrow, begin
 def output_site(site: Site, anatomy: Anatomy) -> Site:
     """The output projection of an attention sub-layer, as a linear. Raises NoSuchSite where queries are not plain."""
     assert site.sublayer is not None
-    query_site(site, anatomy)
+    query = query_site(site, anatomy)
+    path, end = site.sublayer.r
+    readers = {s.path for s in anatomy.sites if s.is_linear or s.kind == "norm"}
+    if site.sublayer.norm is not None and end == "input" and path not in readers:  # Longformer: [tokens, batch, d]
+        raise NoSuchSite(
+            f"parallel: {query.path} does not read the stream as it is but rearranged, so what is made of it does not "
+            f"fit the rows at {site.sublayer.linear}; use attention=after"
+        )
     return replace(next(s for s in anatomy.sites if s.path == site.sublayer.linear), sublayer=site.sublayer)
 
 
@@ -121,8 +128,17 @@ class MultiHead(Delta):
 
 
 def _heads(model: nn.Module, site: Site) -> int:
-    """Query heads in the stack of a site, as the configuration says."""
-    config = vars(model).get("config")
-    if config is None:
-        raise NoSuchSite("parallel: attention=multihead needs a transformers model, whose config says how many heads")
-    return int(config.to_dict().get(f"{site.stack}_attention_heads", config.get_text_config().num_attention_heads))
+    """Query heads at a site, as the configuration of the nearest part of the model says."""
+    names = site.path.split(".")
+    for count in range(len(names), -1, -1):
+        config = vars(model.get_submodule(".".join(names[:count]))).get("config")
+        if config is not None:
+            fields = config.to_dict()
+            usual = config.attribute_map.get("num_attention_heads", "num_attention_heads")
+            heads = fields.get(f"{site.stack}_attention_heads", fields.get(usual))
+            if heads is not None:
+                return int(heads)
+    raise NoSuchSite(
+        "parallel: attention=multihead needs a transformers model, whose config says how many heads; use "
+        "attention=before or after"
+    )
