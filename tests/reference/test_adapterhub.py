@@ -355,7 +355,7 @@ def test_named_configurations_mean_what_they_say(preset: str, tmp_path: Path) ->
         ("bert", LoRA(targets=("attn.q",), dora=True), "DoRA is another"),
         ("bart", LoRA(targets=("attn.q",)), "cross-attention as it does"),
         ("bert", AdapterP(size=4, trained=("norm.*",)), "holds heads"),
-        ("llama", LinearAdapter(size=4), "no adapter of the method"),
+        ("llama", LinearAdapter(size=4), "no adapter of the method linear-adapter; use it"),
         ("bert", AdapterH(size=4, sizes={"attn": 5}), "one bottleneck size a layer"),
     ],
 )
@@ -375,6 +375,16 @@ def test_a_fusion_needs_its_adapters(tmp_path: Path) -> None:
     place = save(model, tmp_path / "f", name="f", to="adapterhub")
     with pytest.raises(NoSuchAdapter, match="'a'"):
         load(FAMILIES["bert"].build(), place, name="f")
+
+
+def test_refuses_to_write_a_fusion_that_the_library_feeds_otherwise(tmp_path: Path) -> None:
+    model = FAMILIES["bert"].build()
+    for name, method in (("a", AdapterP(size=4)), ("b", AdapterH(size=4, targets=("mlp",)))):
+        core.attach(model, method, name=name, anatomy=anatomy_of("bert"))
+    core.attach(model, Fusion(of=("a", "b")), name="f")
+    with pytest.raises(BadConfig, match=r"differs for 'b' \(adapter-h\)"):
+        save(model, tmp_path / "f", name="f", to="adapterhub")
+    assert not (tmp_path / "f").exists()
 
 
 def test_a_folder_says_what_it_is_for_without_a_model(tmp_path: Path) -> None:

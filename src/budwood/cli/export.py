@@ -12,6 +12,7 @@ from budwood.cli.merge import merge_to, tell
 from budwood.cli.options import Machine, Talk, given
 from budwood.cli.output import Sink, size
 from budwood.cli.places import new_folder
+from budwood.cli.runs import FORMS
 from budwood.cli.subject import Subject, open_subject
 from budwood.errors import BadConfig, VerificationFailed
 
@@ -24,6 +25,7 @@ COPY = "read-back"
 LOAD_WITH = {
     "peft": "peft.PeftModel.from_pretrained(model, {folder!r})",
     "adapterhub": "adapters.init(model); model.load_adapter({folder!r}, use_safetensors=True, set_active=True)",
+    "fusion": "model.load_adapter_fusion({folder!r}, use_safetensors=True, set_active=True), with its adapters there",
 }
 
 
@@ -61,14 +63,18 @@ def export(
 def _to_folder(subject: Subject, to: Literal["peft", "adapterhub"], out: Path, sink: Sink, *, force: bool) -> None:
     """The adapter in another tool's files, loaded again and compared."""
     from budwood.core import adapters
-    from budwood.interop import load, save
+    from budwood.interop import describe, load, save
+    from budwood.train.stacking import lay
 
     model, name = subject.load_base(), _name(subject)
+    if describe(subject.folder).kind.endswith("_FUSION"):  # it mixes adapters that have to be there
+        lay(model, subject.on, top=name, allow_pickle=bool(subject.settings.get("allow_pickle")))
     load(model, subject.folder, name=name, allow_pickle=bool(subject.settings.get("allow_pickle")))
     method = adapters(model)[name].method
     if to == "peft" and method.name not in ("lora", "ia3"):
-        other = "--to merged" if adapters(model)[name].unfrozen else "--to adapterhub, which has the bottleneck types"
-        raise BadConfig(f"PEFT has no adapter of the type {method.name}; write it {other}")
+        other = "merged" if adapters(model)[name].unfrozen else FORMS.get(method.name)
+        way = f"write it --to {other}" if other else "use it with Budwood"
+        raise BadConfig(f"PEFT has no adapter of the type {method.name}; {way}")
     with new_folder(out, force=force) as draft:
         save(model, draft, name=name, to="adapterhub" if to == "adapterhub" else "budwood")
         if (subject.folder / CARD).is_file():
@@ -78,7 +84,8 @@ def _to_folder(subject: Subject, to: Literal["peft", "adapterhub"], out: Path, s
     sink.say(f"{method.name} adapter for {subject.base}, {size(num_bytes)}; read back, it gives the same logits")
     for below in subject.on:
         sink.complain(
-            f"it was trained on top of {below}, which is not in it: export that, too, and use both; or --to merged",
+            f"it was trained on top of {below}, which is not in it: export that, too, and use both"
+            + ("; or --to merged" if to == "peft" else ""),
             style="yellow",
         )
     if to == "adapterhub" and _has_inverse(model, name):
@@ -87,7 +94,8 @@ def _to_folder(subject: Subject, to: Literal["peft", "adapterhub"], out: Path, s
             "those of transformers: give it one of its own",
             style="yellow",
         )
-    sink.say(f"load it with: {LOAD_WITH[to].format(folder=str(out))}")
+    reader = LOAD_WITH["fusion" if method.name == "fusion" else to]
+    sink.say(f"load it with: {reader.format(folder=str(out))}")
     sink.data(str(out))
     sink.result({"out": out, "type": method.name, "base": subject.base, "bytes": num_bytes})
 
@@ -110,16 +118,16 @@ def _check(model: PreTrainedModel, draft: Path, name: str, out: Path) -> None:
     import torch
 
     from budwood.anatomy.probe import synthetic_batch
-    from budwood.core import using
+    from budwood.core import adapters, using
     from budwood.evaluate import evaluating
     from budwood.interop import load
 
     load(model, draft, name=COPY)
     batch = synthetic_batch(model)
     with evaluating(model):
-        with using(model, name):
+        with using(model, adapters(model)[name].method.plan(name)):
             expected = model(**batch).logits
-        with using(model, COPY):
+        with using(model, adapters(model)[COPY].method.plan(COPY)):
             found = model(**batch).logits
     if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
         raise VerificationFailed(f"{out} does not hold what was trained; free some disk space and try again")

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 app = App(name="runs", group_commands="Verbs", help_epilogue="", help="List and show runs.")
 
+FORMS = {
+    **dict.fromkeys(("lora", "ia3"), "peft"),
+    **dict.fromkeys(("adapter-h", "adapter-p", "parallel", "compacter"), "adapterhub"),
+}
+"""What `budwood export` writes an adapter of a method as, for other tools."""
+
 
 @app.command
 def ls(*, root: Path = Path("runs"), talk: Talk | None = None) -> int:
@@ -133,9 +139,14 @@ def next_steps(folder: RunFolder, status: str) -> list[str]:
     if status != "finished" and (folder.state / "state.json").is_file():
         return [f"go on with   budwood train --resume {quote(str(folder.path.absolute()))}"]
     if status != "finished":
-        return [f"start again  {' '.join(map(quote, folder.manifest().command))}"]
-    return [
-        f"try it       budwood try {folder.path}",
-        f"merge it     budwood merge {folder.path} --out {folder.path}/merged",
-        f"hand it on   budwood export {folder.path} --to peft --out DIR",
-    ]
+        command = folder.manifest().command
+        words = command if "--force" in command else (*command, "--force")  # its folder is there already
+        return [f"start again  {' '.join(map(quote, words))}"]
+    shown, result = quote(str(folder.path)), folder.result()
+    steps = [f"try it       budwood try {shown}"]
+    if result is None or result.inference is None or result.inference.mergeable:
+        steps.append(f"merge it     budwood merge {shown} --out {quote(str(folder.path / 'merged'))}")
+    form = FORMS.get(method_line(folder.manifest()))
+    if form is not None:
+        steps.append(f"hand it on   budwood export {shown} --to {form} --out DIR")
+    return steps

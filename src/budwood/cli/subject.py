@@ -178,11 +178,11 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
     model: the base to use instead of the one it names
     Raises NotAvailable if there is no such thing, BadConfig where nothing says what its base is.
     """
-    from budwood.interop import describe
+    from budwood.interop import describe, holds_adapter
     from budwood.records import RunFolder
 
     path = Path(where).expanduser()
-    if (path / "adapter_config.json").is_file() and not (path / "run.json").is_file():
+    if holds_adapter(path) and not (path / "run.json").is_file():
         parent = path.parent
         if not (parent / "run.json").is_file():
             return _of_adapter(path, settings, sink, model)
@@ -232,6 +232,8 @@ def _below(found: Description, settings: Mapping[str, object], shown: str) -> tu
     asked = words_of(settings.get("on"), "on")
     if asked:
         return find_below(asked)
+    if found.kind == "ADAPTERHUB_FUSION":
+        raise BadConfig(f"{shown} mixes adapters that are not in it; name their folders in its order, each with --on")
     gone = [folder for folder in found.on if not (Path(folder) / "adapter_config.json").is_file()]
     if gone:
         raise NotAvailable(

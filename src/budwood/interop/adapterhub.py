@@ -8,7 +8,7 @@ intermediate and `up_proj` output; here the tensors' names decide.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,7 +56,11 @@ def read(
     keys = {key: parse(key) for key in tensors}
     check_one(keys)
     if "adapter_names" in config:
-        _check_parts(config["adapter_names"], model)
+        differs = differing_part(config["adapter_names"], model)
+        if differs is not None:
+            raise BadCheckpoint(
+                f"this AdapterFusion was trained over adapters as AdapterHub feeds them, {differs}; train it again here"
+            )
         return _fusion(config, keys, tensors, names)
     fields = _fields(config)
     if fields.get("architecture") == "lora":
@@ -352,20 +356,20 @@ def _ia3(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[st
     return Read(IA3(**_lora_targets(fields, sites, names), feedforward=(), trained=()), ours)
 
 
-def _check_parts(names: list[str], model: nn.Module) -> None:
-    """The adapters that a fusion mixes are there, and are such as the library feeds to a fusion whole."""
-    methods = []
-    for name in names:
-        _, adapter = adapter_of(model, name)
-        methods.append(adapter.method)
+def differing_part(names: Sequence[str], model: nn.Module) -> str | None:
+    """The first adapter that the library feeds to a fusion otherwise than here, in words; None for none.
+
+    Raises NoSuchAdapter for one that is not attached.
+    """
+    methods = [adapter_of(model, name)[1].method for name in names]
     for name, method in zip(names, methods, strict=True):
         plain = isinstance(method, Sequential) and not (method.gate or method.ln_after or method.residual != "h")
         if not plain or type(method) is not type(methods[0]):
-            raise BadCheckpoint(
-                f"this AdapterFusion was trained over adapters as AdapterHub feeds them, which differs for {name!r} "
-                f"({method.name}): it leaves gate and LayerNorm out, reads one input for all, and drops what parallel "
-                "adapters stand beside; train the fusion again here"
+            return (
+                f"which differs for {name!r} ({method.name}): it leaves gate and LayerNorm out, reads one input for "
+                "all, and drops what parallel adapters stand beside"
             )
+    return None
 
 
 def _fusion(config: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names) -> Read:

@@ -16,9 +16,9 @@ from budwood.anatomy import SubLayer
 from budwood.core import Adapter, anatomy_of, delta_at
 from budwood.core.trained import Trained
 from budwood.errors import BadConfig
-from budwood.interop.adapterhub import disagreement, expected_sites
+from budwood.interop.adapterhub import differing_part, disagreement, expected_sites
 from budwood.interop.adapterhub_names import ACTIVATIONS, DEFAULTS, NARROW, RULE, Names, base_prefix
-from budwood.methods import Compacter, Fusion, LoRA, Parallel
+from budwood.methods import IA3, Compacter, Fusion, LoRA, Parallel
 from budwood.methods.bottleneck import Bottleneck, Sequential
 from budwood.methods.lora import LoRADelta, LoRAParts
 
@@ -51,6 +51,9 @@ def write(model: nn.Module, adapter: Adapter) -> Written:
     method = adapter.method
     written = Written()
     if isinstance(method, Fusion):
+        differs = differing_part(method.of, model)
+        if differs is not None:
+            raise BadConfig(f"AdapterHub feeds a fusion in a way of its own, {differs}; use it with Budwood")
         about |= {"adapter_names": list(method.of), "name": ",".join(method.of)}
         written.configs["adapter_fusion_config.json"] = {**about, "config": _fusion_fields(method)}
         written.tensors["model_adapter_fusion.safetensors"] = _fusion_tensors(model, adapter, names)
@@ -63,7 +66,9 @@ def write(model: nn.Module, adapter: Adapter) -> Written:
         written.configs["adapter_config.json"] = {**about, "config": fields}
         written.tensors["adapter.safetensors"] = tensors
     else:
-        raise BadConfig(f"AdapterHub has no adapter of the method {method.name}; export it --to merged or --to peft")
+        form = "merged" if adapter.unfrozen else "peft" if isinstance(method, IA3) else None
+        other = f"export it --to {form}" if form else "use it with Budwood"
+        raise BadConfig(f"AdapterHub has no adapter of the method {method.name}; {other}")
     _write_head(model, adapter, about, written)
     return written
 
@@ -81,7 +86,7 @@ def _write_head(model: nn.Module, adapter: Adapter, about: dict[str, Any], writt
     roles = {site.path: site.role for site in adapter.sites}
     inside = next((name for name in found if not roles[name.rpartition(".")[0]].startswith("head")), None)
     if inside is not None:
-        raise BadConfig(f"AdapterHub's format holds heads, and {inside} is trained too; export it --to merged")
+        raise BadConfig(f"AdapterHub's format holds heads, and {inside} is trained too; use it with Budwood")
     config = vars(model)["config"]
     written.configs["head_config.json"] = {
         **about, "config": None, "name": None, "num_labels": config.num_labels, "label2id": dict(config.label2id),
@@ -93,7 +98,7 @@ def _write_head(model: nn.Module, adapter: Adapter, about: dict[str, Any], writt
 def _fields(method: Bottleneck, adapter: Adapter, names: Names) -> dict[str, Any]:
     """The configuration. Raises BadConfig for options or sites that it cannot say."""
     if isinstance(method, Parallel) and method.attention != "after":
-        raise BadConfig(f"AdapterHub's parallel adapters have no attention={method.attention}; export it --to merged")
+        raise BadConfig(f"AdapterHub's parallel adapters have no attention={method.attention}; use it with Budwood")
     sublayers = [site.sublayer for site in adapter.sites if site.kind == "sublayer" and site.sublayer is not None]
     paths = [sublayer.path for sublayer in sublayers]
     indices = {names.index(s.stack, s.layer) for s in sublayers}
@@ -126,11 +131,11 @@ def _fields(method: Bottleneck, adapter: Adapter, names: Names) -> dict[str, Any
         }  # fmt: skip
     wrong = disagreement(fields, paths, names)
     if wrong is not None:
-        raise BadConfig(f"AdapterHub {wrong}; its adapter would not compute the same, so export it --to merged")
+        raise BadConfig(f"AdapterHub {wrong}; its adapter would not compute the same, so use it with Budwood")
     if set(expected_sites(fields, names)) != set(paths):
         raise BadConfig(
             "AdapterHub's format adapts the same sub-layers in every layer that is not left out, and this adapter does "
-            "not; export it --to merged"
+            "not; use it with Budwood"
         )
     return fields
 
@@ -306,7 +311,7 @@ def _lora_sites(adapter: Adapter, roles: set[str], names: Names) -> dict[str, An
 # ----------------------------------------------------------------------------------------------------------- fusion
 def _fusion_fields(method: Fusion) -> dict[str, Any]:
     if method.temperature != 1:
-        raise BadConfig("AdapterHub's fusion has no constant temperature; export it --to merged")
+        raise BadConfig("AdapterHub's fusion has no constant temperature; use it with Budwood")
     return {
         "key": method.key, "query": method.query, "value": method.value, "dropout_prob": method.dropout or None,
         "query_before_ln": False, "residual_before": False, "temperature": False, "value_before_softmax": True,

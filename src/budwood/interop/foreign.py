@@ -34,6 +34,11 @@ class Said:
     task: str | None
 
 
+def holds_adapter(path: Path) -> bool:
+    """Whether there is the configuration of an adapter or of a fusion in a folder."""
+    return (path / CONFIG).is_file() or (path / FUSION).is_file()
+
+
 def describe_foreign(path: Path) -> Said | None:
     """Base, classes and task of AdapterHub's folders; None for any other."""
     name = next((name for name in (FUSION, CONFIG) if (path / name).is_file()), None)
@@ -54,7 +59,7 @@ def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle
     Raises BadCheckpoint or NotAvailable for a damaged folder, one for another base, or what is not supported here.
     """
     if (path / SETUP).is_file() and not (path / CONFIG).is_file():
-        inside = sorted(sub.name for sub in path.iterdir() if (sub / CONFIG).is_file() or (sub / FUSION).is_file())
+        inside = sorted(sub.name for sub in path.iterdir() if holds_adapter(sub))
         raise BadConfig(
             f"{path} holds several adapters ({', '.join(inside)}); load each of these folders under its name"
         )

@@ -190,3 +190,42 @@ def test_a_run_without_an_adapter_names_the_way_on(budwood: Run, run: Path) -> N
     (run / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
     ran = budwood("merge", run, "--out", "m")
     assert ran.code == 4 and f"budwood train --resume {run}" in ran.err
+
+
+def test_what_to_type_next_is_what_the_method_allows(
+    budwood: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", world.model, world.chat, "--budget", "2steps", "--precision", "exact"]
+    lora = budwood(*words, "--method", "lora:rank=2", "--out", "lora").err
+    assert "budwood merge lora" in lora and "budwood export lora --to peft" in lora
+    bottle = budwood(*words, "--method", "adapter-p:size=4", "--out", "bottle one").err
+    assert "budwood merge" not in bottle and "budwood export 'bottle one' --to adapterhub" in bottle
+    linear = budwood(*words, "--method", "linear-adapter:size=4", "--out", "linear").err
+    assert "budwood merge" not in linear and "budwood export" not in linear and "budwood try linear" in linear
+    for form in ("peft", "adapterhub"):
+        refused = budwood("export", "linear", "--to", form)
+        assert refused.code == 2 and "use it with Budwood" in refused.err and "--to" not in refused.err
+
+
+def test_a_fusion_goes_to_adapterhub_and_back(
+    budwood: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", world.model, world.chat, "--budget", "2steps", "--precision", "exact", "-q"]
+    for seed, name in enumerate(("one", "two")):  # two that are equal teach a fusion nothing
+        asked = (*words, "--method", "adapter-h:size=3", "--seed", seed, "--out", f"runs/{name}")
+        assert budwood(*asked).code == 0
+        assert budwood("export", f"runs/{name}", "--to", "adapterhub", "--out", name).code == 0
+    ran = budwood(*words, "--method", "fusion", "--on", "runs/one", "--on", "runs/two", "--out", "runs/mix")
+    assert ran.code == 0, ran.err
+    ran = budwood("export", "runs/mix", "--to", "adapterhub", "--out", "mix")
+    assert ran.code == 0 and "load_adapter_fusion('mix'" in ran.err, ran.err
+    shutil.copy(world.chat, "all.jsonl")
+    asked = ("eval", "mix", "all.jsonl", "--model", world.model, "--json")
+    found = budwood(*asked, "--on", "one", "--on", "two")
+    assert found.code == 0, found.err
+    ours = budwood("eval", "runs/mix", "all.jsonl", "--json")
+    assert ours.code == 0 and ours.json["scores"] == found.json["scores"] != found.json["base_scores"]
+    alone = budwood(*asked)
+    assert alone.code == 2 and "each with --on" in alone.err

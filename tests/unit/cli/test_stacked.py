@@ -147,3 +147,6 @@ def test_how_to_go_on_is_said_for_any_folder(here: Path) -> None:
     folder.state.mkdir()
     (folder.state / "state.json").write_text("{}")
     assert next_steps(folder, "interrupted") == [f"go on with   budwood train --resume {here / folder.path}"]
+    (folder.state / "state.json").unlink()
+    (line,) = next_steps(folder, "interrupted")
+    assert line.startswith("start again  budwood train") and line.endswith(" --force")
