@@ -113,8 +113,11 @@ class Site:
     def matches(self, key: str) -> bool:
         """True for a role pattern, or a module's name, that means this site (with a ? at the end or not)."""
         key = key.removesuffix("?")
-        roles = (self.role, *self.chosen)
-        return any(fnmatchcase(r, key) for r in roles) or self.path == key or self.path.endswith(f".{key}")
+        roles, paths = [self.role, *self.chosen], [self.path]
+        if self.sublayer is not None:
+            roles.append(self.sublayer.role)
+            paths += [self.sublayer.h, self.sublayer.linear]
+        return any(fnmatchcase(r, key) for r in roles) or any(p == key or p.endswith(f".{key}") for p in paths)
 
     @property
     def is_linear(self) -> bool:
