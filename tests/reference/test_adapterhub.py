@@ -387,6 +387,29 @@ def test_refuses_to_write_a_fusion_that_the_library_feeds_otherwise(tmp_path: Pa
     assert not (tmp_path / "f").exists()
 
 
+def test_a_compacter_without_its_shared_weights_is_told_apart(tmp_path: Path) -> None:
+    place = folder(tmp_path, Compacter(size=4, n=2))
+    tensors = load_file(place / "adapter.safetensors")
+    save_file({k: t for k, t in tensors.items() if "shared_parameters" not in k}, place / "adapter.safetensors")
+    refused(place, "left them out of the file")
+
+
+def test_a_head_that_the_model_lacks_can_be_left_out(tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    model = FAMILIES["bert"].build()
+    with pytest.raises(BadCheckpoint, match=r"remove head_config\.json"):
+        load(model, place, name="a")
+    assert load(model, place, name="a", without_heads=True).method.trained == ()
+
+
+def test_values_that_no_method_takes_are_a_damaged_folder(tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    change(place, dropout=1.5)
+    refused(place, "dropout is 1.5")
+    change(place, dropout=0.0, scaling=float("inf"))
+    refused(place, "scale is inf")
+
+
 def test_a_folder_says_what_it_is_for_without_a_model(tmp_path: Path) -> None:
     found = describe(folder(tmp_path))
     model = FAMILIES["bert-classify"].build()

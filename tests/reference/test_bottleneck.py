@@ -617,3 +617,22 @@ def test_fusion_alone_is_refused() -> None:
     core.attach(model, Fusion(of=("a", "b")), name="f")
     with pytest.raises(BadConfig, match="write Fuse"):
         core.activate(model, "f")
+
+
+@pytest.mark.parametrize("family", ["bert", "bart", "distilbert"])
+def test_a_trained_norm_is_the_one_norm_that_is_used_twice(family: str) -> None:
+    """AdapterP with copies of the norms is AdapterP on a base that has these norms."""
+    model, batch = FAMILIES[family].build(), FAMILIES[family].batch()
+    core.attach(model, AdapterP(size=4, trained=("norm.*",)), name="a")
+    perturb(model, "a")
+    own = core.named_parameters(model, "a")
+    other = FAMILIES[family].build()
+    with torch.no_grad():
+        for key, parameter in other.named_parameters():
+            if key in own:
+                parameter.copy_(own[key])
+    core.attach(other, AdapterP(size=4, trained=()), name="a")
+    with torch.no_grad():
+        for key, parameter in core.named_parameters(other, "a").items():
+            parameter.copy_(own[key])
+        assert close(logits(model, batch), logits(other, batch), 1e-6)

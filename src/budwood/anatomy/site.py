@@ -165,6 +165,7 @@ class Anatomy:
         projection selects that projection with `chosen` set. A target that ends in ? may match nothing.
         Raises NoSuchSite for a target that matches nothing, naming the roles this model does have.
         """
+        self._check_layers(layers)
         found: dict[str, Site] = {}
         for target in targets:
             matched = self._match(target.removesuffix("?"))
@@ -192,6 +193,7 @@ class Anatomy:
         of the site; a ? at the end means: where there is one. Raises NoSuchSite where a target matches nothing, or a
         sub-layer whose residual and norm could not be established, with the reason.
         """
+        self._check_layers(layers)
         for target in targets:
             key = target.removesuffix("?")
             unclear = [why for why in self.unknown_sublayers if key in ("all", why.split(": ")[0].rpartition(" ")[2])]
@@ -219,6 +221,13 @@ class Anatomy:
             Site(s.path, s.role, s.stack, s.layer, widths[s.linear], widths[s.linear], "sublayer", sublayer=s)
             for s in kept
         )
+
+    def _check_layers(self, layers: tuple[int, ...] | None) -> None:
+        """Raises NoSuchSite for a block that no stack has."""
+        depth = max((site.layer for site in self.sites if site.layer is not None), default=-1) + 1
+        beyond = [layer for layer in layers or () if not 0 <= layer < depth]
+        if beyond and depth:
+            raise NoSuchSite(f"layers name block {beyond[0]}, and layers there are: {self._layers()}")
 
     def _explain_sublayers(self, target: str) -> str:
         roles = ", ".join(dict.fromkeys(s.role for s in self.sublayers))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from budwood.anatomy import Site, SubLayer
-from budwood.core.delta import Delta, Source
+from budwood.core.delta import Delta, Source, deltas_of
+from budwood.core.trained import Trained
 
 
 class SubLayerDelta(Delta):
@@ -22,9 +23,13 @@ class SubLayerDelta(Delta):
         self.norms: tuple[nn.Module, ...] = ()  # in a tuple: the base's modules are not ours to register
 
     def settle(self, model: nn.Module, name: str) -> None:
-        """Find the norm."""
+        """Find the norm: the adapter's own where it trains that, so that one norm is used twice."""
         path = self.sublayer.norm
         self.norms = () if path is None else (model.get_submodule(path),)
+        for norm in self.norms:
+            deltas = deltas_of(norm)
+            if deltas is not None and name in deltas and isinstance(deltas[name], Trained):
+                self.norms = (deltas[name],)
 
     def total(self, h: Tensor) -> Tensor:
         """r + scale h: [*, d]."""
@@ -32,10 +37,10 @@ class SubLayerDelta(Delta):
         return r + h if self.sublayer.scale == 1 else r + self.sublayer.scale * h
 
     def normed(self, h: Tensor) -> Tensor:
-        """norm(r + scale h): what the model makes of h: [*, d]. The norm is the base's own, without its deltas."""
+        """norm(r + scale h), what the model makes of h: [*, d], by the base's norm or the adapter's copy of it."""
         total = self.total(h)
         for norm in self.norms:
-            total = norm.forward(total)
+            total = norm(norm, total, total) if isinstance(norm, Trained) else norm.forward(total)
         return total
 
 

@@ -135,6 +135,11 @@ def _bottleneck(given: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapp
         else:
             raise BadCheckpoint(f"the tensor {key!r} does not belong to a bottleneck adapter")
     method = _method(fields, ours, list(paths), names)
+    if fields["phm_layer"] and (fields["shared_phm_rule"] or fields["shared_W_phm"]) and not shared:
+        raise BadCheckpoint(
+            "this Compacter shares weights between its sites, and AdapterHub left them out of the file (as it does for "
+            "T5 and for bare models): the adapter cannot be restored from it"
+        )
     first = next(s.path for s in names.anatomy.sublayers if s.path in paths)
     return Read(method, {**ours, **{f"{first}.{leaf}": tensor for leaf, tensor in shared.items()}})
 

@@ -101,7 +101,7 @@ def load(
     root = root_of(model)
     registry = registry_of(root)
     anatomy = anatomy or (registry.anatomy if registry else discover(root))
-    foreign = read_foreign(Path(folder), root, anatomy, allow_pickle=allow_pickle)
+    foreign = read_foreign(Path(folder), root, anatomy, allow_pickle=allow_pickle, without_heads=without_heads)
     if foreign is not None:
         return _attach(root, foreign.method, foreign.tensors, folder, name=name, anatomy=anatomy)
     stored = read_folder(folder, allow_pickle=allow_pickle)

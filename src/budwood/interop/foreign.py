@@ -9,7 +9,7 @@ from torch import nn
 
 from budwood.anatomy import Anatomy
 from budwood.core.store import CONFIG, TENSORS, read_json, read_tensors
-from budwood.errors import BadCheckpoint, BadConfig
+from budwood.errors import BadCheckpoint, BadConfig, NoSuchAdapter
 from budwood.interop import adapterhub, llm_adapters
 from budwood.interop.adapterhub_heads import labels_of, read_head
 from budwood.interop.reading import Read
@@ -53,9 +53,12 @@ def describe_foreign(path: Path) -> Said | None:
     return Said(str(config.get("model_name") or ""), classes, kind, task)
 
 
-def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle: bool) -> Read | None:
+def read_foreign(
+    path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle: bool, without_heads: bool = False
+) -> Read | None:
     """What a folder of AdapterHub's or LLM-Adapters says; None for any other.
 
+    without_heads: leave out a head that this model does not have
     Raises BadCheckpoint or NotAvailable for a damaged folder, one for another base, or what is not supported here.
     """
     if (path / SETUP).is_file() and not (path / CONFIG).is_file():
@@ -74,8 +77,19 @@ def read_foreign(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle
         if llm_adapters.knows(config):
             return llm_adapters.read(config, tensors, anatomy)
         read = adapterhub.read(config, tensors, anatomy, model, is_interface=(path / INTERFACE).is_file())
-        head = read_head(path, model, anatomy, allow_pickle=allow_pickle)
+    except NoSuchAdapter:
+        raise  # a fusion's parts are to be attached first
+    except BadConfig as error:
+        raise BadCheckpoint(f"{path}: {error}") from error
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise BadCheckpoint(f"{path}: a field of the configuration is malformed ({error}); train it again") from error
+    try:
+        head = read_head(path, model, anatomy, allow_pickle=allow_pickle)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise BadCheckpoint(f"{path}: the configuration of the head is malformed ({error})") from error
+    except BadCheckpoint:
+        if not without_heads:
+            raise
+        head = {}
     trained = tuple(dict.fromkeys(name.rpartition(".")[0] for name in head))
     return replace(read, method=replace(read.method, trained=trained), tensors={**read.tensors, **head})

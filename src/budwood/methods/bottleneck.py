@@ -14,6 +14,7 @@ LayerNorms as that code does. Where a model applies dropout by a function call, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -99,6 +100,8 @@ class Bottleneck(Method):
         for what, ratio in {"reduction": self.reduction, "invertible_reduction": self.invertible_reduction}.items():
             if ratio is not None and ratio <= 0:
                 raise BadConfig(f"{self.name}: {what} is {ratio}; it must be above 0")
+        if self.scale is not None and (self.scale == 0 or not math.isfinite(self.scale)):
+            raise BadConfig(f"{self.name}: scale is {self.scale}; it must be a number other than 0")
         for what, share in {"dropout": self.dropout, "inner_dropout": self.inner_dropout}.items():
             if not 0 <= share < 1:
                 raise BadConfig(f"{self.name}: {what} is {share}; it must be in [0, 1)")

@@ -73,6 +73,8 @@ class LoRA(Method):
         for what, rank in {"rank": self.rank, **{f"ranks[{k}]": v for k, v in self.ranks.items()}}.items():
             if rank < 1:
                 raise BadConfig(f"lora: {what} is {rank}; it must be at least 1")
+        if not all(math.isfinite(alpha) for alpha in (self.alpha, *self.alphas.values())):
+            raise BadConfig(f"lora: alpha is {self.alpha}, alphas are {self.alphas}; they must be finite")
         if not 0 <= self.dropout < 1:
             raise BadConfig(f"lora: dropout is {self.dropout}; it must be in [0, 1)")
         if self.dora and self.init == "pissa":

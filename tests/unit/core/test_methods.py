@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from adapted import VARIANTS
+from budwood.anatomy import discover
 from budwood.core import field_docs
-from budwood.errors import BadConfig
+from budwood.errors import BadConfig, NoSuchSite
 from budwood.methods import (
     IA3,
     METHODS,
@@ -23,6 +24,7 @@ from budwood.methods import (
     method_to_dict,
     parse_method,
 )
+from families import FAMILIES
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -133,3 +135,13 @@ def test_in_files() -> None:
     for wrong in ({}, {"lora": {}, "ia3": {}}, 3, {"lora": 4}):
         with pytest.raises(BadConfig, match="method"):
             method_from_dict(wrong)  # type: ignore[arg-type]
+
+
+def test_layers_and_scales_that_cannot_be() -> None:
+    anatomy = discover(FAMILIES["llama"].build())
+    for select in (anatomy.select, anatomy.select_sublayers):
+        with pytest.raises(NoSuchSite, match="layers name block 9"):
+            select("mlp", layers=(0, 9))
+    for text in ("adapter-p:scale=0", "adapter-h:scale=inf", "lora:alpha=inf"):
+        with pytest.raises(BadConfig, match="scale is|finite"):
+            parse_method(text)
