@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -16,7 +17,7 @@ from budwood.errors import BudwoodError, NotAvailable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from budwood.anatomy import Anatomy, Site
+    from budwood.anatomy import Anatomy, Site, SubLayer
     from budwood.core import Method
 
 ADAM_BYTES = 12
@@ -53,8 +54,13 @@ def inspect(
     sink.data(f"{model}: {type(loaded).__name__}, {amount(total)} parameters ({size(num_bytes)}), {blocks} blocks")
     sink.data("")
     sink.show(_site_table(anatomy.sites) if sites else _role_table(anatomy.sites))
-    for path, why in _oddities(anatomy):
-        sink.data(f"{why}: {path}")
+    if anatomy.sublayers:
+        sink.data("")
+        sink.show(_sublayer_table(anatomy.sublayers, each=sites))
+    for why in (f"{why}: {path}" for path, why in _oddities(anatomy)):
+        sink.data(why)
+    for why in anatomy.unknown_sublayers:
+        sink.data(f"where its output is added is not clear: {why}")
     counts = [_count(loaded, anatomy, one, num_bytes) for one in _methods(method)]
     sink.data("")
     sink.show(Table(("method", ">trains", ">share", ">places", ">memory", ""), [_count_row(c, total) for c in counts]))
@@ -63,6 +69,7 @@ def inspect(
         "model": model, "class": type(loaded).__name__, "parameters": total, "bytes": num_bytes, "blocks": blocks,
         "hidden_size": anatomy.hidden_size, "roles": dict(Counter(site.role for site in anatomy.sites)),
         "sites": [_site_facts(site) for site in anatomy.sites], "unresolved": anatomy.unresolved,
+        "sublayers": [asdict(one) for one in anatomy.sublayers], "unknown_sublayers": anatomy.unknown_sublayers,
         "uncalled": anatomy.uncalled, "methods": counts,
     })  # fmt: skip
     return 0
@@ -88,10 +95,11 @@ def _weights(model: PreTrainedModel) -> tuple[int, int]:
 
 def _methods(typed: Iterable[str]) -> list[tuple[str, Method]]:
     """The methods to count for, each with the words for it."""
+    from budwood.core import Method
     from budwood.methods import METHODS, parse_method
 
-    words = list(typed) or [method.name for method in METHODS]
-    return [(word, parse_method(word)) for word in words]
+    alone = [method.name for method in METHODS if method.plan is Method.plan]  # a fusion needs others to be there
+    return [(word, parse_method(word)) for word in list(typed) or alone]
 
 
 def _role_table(sites: Iterable[Site]) -> Table:
@@ -104,6 +112,18 @@ def _role_table(sites: Iterable[Site]) -> Table:
         for (role, kind, _, _), found in groups.items()
     ]
     return Table(("role", ">sites", "kind", ">in -> out", "path", "parts"), rows)
+
+
+def _sublayer_table(sublayers: Iterable[SubLayer], *, each: bool) -> Table:
+    """Where bottleneck adapters act: what they find there, one line for all sub-layers of a kind."""
+    groups: dict[tuple[str, str, str, str], int] = {}
+    for one in sublayers:
+        paths = [one.path, one.r[0], one.norm or ""]
+        place, residual, norm = paths if each else [re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path) for path in paths]
+        key = (one.role, place, f"{one.r[1]} of {residual}", norm or "none (pre-LN)")
+        groups[key] = groups.get(key, 0) + 1
+    rows = [(role, found, place, residual, norm) for (role, place, residual, norm), found in groups.items()]
+    return Table(("sub-layer", ">places", "output", "residual", "norm after it"), rows)
 
 
 def _site_table(sites: Iterable[Site]) -> Table:

@@ -32,7 +32,7 @@ def methods(name: str | None = None, /, *, talk: Talk | None = None) -> int:
 def _list(sink: Sink) -> None:
     from budwood.methods import METHODS, SHORT_NAMES
 
-    rows = [(m.name, _first_line(m), m.formula, f"{m.learning_rate:g}", m.paper) for m in METHODS]
+    rows = [(m.name, _first_line(m), m.formula, f"{m().rate:g}", m.paper) for m in METHODS]
     sink.show(Table(("method", "what it trains", "formula", ">learning rate", "paper"), rows))
     short = {word: f"{method}:{_typed(preset)}" for word, (method, preset) in SHORT_NAMES.items()}
     if short:

@@ -122,6 +122,10 @@ def test_inspect(budwood: Run, world: World) -> None:
     assert full["trained"] == found["parameters"] > lora["trained"] > 0
     assert found["roles"]["attn.q"] == 2 and found["unresolved"] == []
     assert "attn.q" in budwood("inspect", world.model, "--sites").out
+    assert "input of model.layers.*.post_attention_layernorm  none (pre-LN)" in ran.out
+    assert [(s["role"], s["layer"]) for s in found["sublayers"]] == [("attn", 0), ("mlp", 0), ("attn", 1), ("mlp", 1)]
+    listed = {m["method"]: m for m in found["methods"]}
+    assert set(listed) == {m.name for m in METHODS} - {"fusion"} and listed["adapter-p"]["trained"] > 0
 
 
 def test_inspect_of_an_encoder_counts_the_head(budwood: Run, world: World) -> None:
