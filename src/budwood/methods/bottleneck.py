@@ -231,7 +231,7 @@ class AdapterH(Sequential):
     reads = "h"
     standard: ClassVar[Mapping[str, float]] = {"size": 64}
 
-    targets: tuple[str, ...] = ("attn?", "mlp")
+    targets: tuple[str, ...] = ("attn", "mlp")
     size: int | None = None
     """Width m of the bottleneck. [64]"""
     activation: Activation = "gelu_tanh"

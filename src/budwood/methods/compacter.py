@@ -39,7 +39,7 @@ class Compacter(Sequential):
         **Sequential.aliases, "phm_dim": "n", "phm_rank": "rank", "phm_bias": "bias", "learn_phm": "learn_rule",
     }  # fmt: skip
 
-    targets: tuple[str, ...] = ("attn?", "mlp")
+    targets: tuple[str, ...] = ("attn", "mlp")
     reduction: float | None = None
     """Or the model's width divided by m. [32]"""
     activation: Activation = "gelu"
