@@ -227,6 +227,7 @@ def refused(place: Path, match: str, family: str = "bert-classify", kind: type[B
         ({"architecture": "prefix_tuning"}, "prefix_tuning"),
         ({"phm_layer": True, "is_parallel": True}, "parallel Compacter"),
         ({"reduction_factor": "x"}, "malformed"),
+        ({"sparsity": 0.5}, "sparsity=0.5, which is not known here"),
         ({"reduction_factor": 0}, "reduction_factor is 0 for layer 0; it must be above 0"),
         ({"is_parallel": "false"}, "is_parallel is 'false' .*it must be true or false"),
         ({"residual_before_ln": "post-add"}, "residual_before_ln is 'post-add'"),

@@ -27,6 +27,7 @@ from budwood.interop.adapterhub_names import (
     Key,
     Names,
     base_prefix,
+    check_fields,
     check_one,
     check_switches,
     parse,
@@ -114,6 +115,7 @@ def _older(version: Any, than: tuple[int, int]) -> bool:
 
 def _bottleneck(given: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names) -> Read:
     fields = {**DEFAULTS, **given}
+    check_fields(given, (*DEFAULTS, *REQUIRED))
     lacking = [name for name in REQUIRED if name not in fields]
     if lacking:
         raise BadCheckpoint(f"adapter_config.json lacks {', '.join(lacking)}, which a bottleneck needs")

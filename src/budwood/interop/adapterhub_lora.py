@@ -9,13 +9,14 @@ from torch import Tensor
 
 from budwood.anatomy import Site
 from budwood.errors import BadCheckpoint
-from budwood.interop.adapterhub_names import Key, Names
+from budwood.interop.adapterhub_names import LORA_FIELDS, Key, Names, check_fields
 from budwood.interop.reading import Read, compress, last_names
 from budwood.methods import IA3, LoRA
 
 
 def read_lora(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names) -> Read:
     """Its LoRA as ours. Raises BadCheckpoint for variants that compute something else, and tensors that do not fit."""
+    check_fields(fields, LORA_FIELDS)
     refused = {
         "use_gating": "a gate instead of the scale", "use_dora": "a DoRA whose merged weights are not its forward",
         "vera_d": "VeRA", "vera_b": "VeRA",

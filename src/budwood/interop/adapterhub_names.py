@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,13 @@ DEFAULTS: dict[str, Any] = {
     "hypercomplex_nonlinearity": "glorot-uniform", "phm_rank": 1, "phm_bias": True,
 }  # fmt: skip
 """What a bottleneck configuration means where it does not say."""
+LORA_FIELDS = (
+    "selfattn_lora", "intermediate_lora", "output_lora", "leave_out", "r", "alpha", "dropout", "attn_matrices",
+    "composition_mode", "init_weights", "init_weights_seed", "use_gating", "use_dora", "vera_d", "vera_b", "dtype",
+)  # fmt: skip
+"""Fields of a LoRA configuration."""
+_ANYWHERE = ("architecture", "attention_type", "new_attention_norm")
+"""Fields of any configuration; the last two are old, and only name what the rest says."""
 REQUIRED = ("mh_adapter", "output_adapter", "reduction_factor", "non_linearity")
 ACTIVATIONS = {
     "relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
@@ -192,3 +199,13 @@ def check_switches(fields: Mapping[str, Any]) -> None:
 def base_prefix(model: nn.Module) -> str:
     """What a task model calls its base model."""
     return next((str(vars(c)["base_model_prefix"]) for c in type(model).__mro__ if "base_model_prefix" in vars(c)), "")
+
+
+def check_fields(fields: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises BadCheckpoint for a field that is not known: it may change what the adapter computes."""
+    strange = sorted(set(fields) - set(known) - set(_ANYWHERE))
+    if strange:
+        raise BadCheckpoint(
+            f"the configuration has {strange[0]}={fields[strange[0]]!r}, which is not known here and may change what "
+            "the adapter computes; take it out if it does not"
+        )

@@ -15,7 +15,7 @@ from budwood.interop.reading import Read, compress, last_names
 from budwood.methods import LinearAdapter
 
 _KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.adapter_(?P<way>down|up)(?:\.default)?\.(?P<what>weight|bias)")
-_BEFORE = ("gate_proj", "up_proj", "fc1", "fc_in", "dense_h_to_4h")
+_BEFORE = ("gate_proj", "up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h")
 """Linears that the form AdapterH adapts at their input."""
 
 
