@@ -76,8 +76,8 @@ def _check_fusion(plan: Fuse, adapters: Mapping[str, Adapter]) -> None:
     covered = {site.path for site in fusion.sites}
     parts = [{s.path for name in names(part) for s in adapters[name].sites} for part in plan.parts]
     shared = {path for paths in parts for path in paths if sum(path in other for other in parts) > 1}
-    if not shared:
-        raise BadConfig(f"no two parts of the Fuse by {plan.by!r} act at one site: nothing to weigh; use Sum")
+    if not covered & set().union(*parts):
+        raise BadConfig(f"the fusion {plan.by!r} has nothing where these parts act: nothing to weigh; use Sum")
     for name in dict.fromkeys(names(plan)):
         missing = [s.path for s in adapters[name].sites if s.path in shared and s.path not in covered]
         if missing:
