@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,17 @@ class Recorded(Silent):
     @property
     def losses(self) -> list[float]:
         return [point.loss for point in self.points]
+
+
+class StopAt(Silent):
+    """A signal after some step; Ctrl-C unless told otherwise."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.at, self.number = step, number
+
+    def step(self, point: StepPoint) -> None:
+        if point.step == self.at:
+            os.kill(os.getpid(), self.number)
 
 
 @dataclass

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ from budwood.methods import LoRA
 from budwood.records import RunFolder
 from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job
-from budwood.train.observer import Silent, StepPoint
 from budwood.train.run import Run, check_job, resume, train
 from budwood.train.stacking import lay
 from tokens import model_folder, tokenizer
+from training import StopAt
 
 QUICK: dict[str, Any] = {
     "device": "cpu", "precision": "exact", "batch": 4, "samples": 1, "learning_rate": 1e-2, "eval_every": 0,
@@ -103,21 +101,10 @@ def test_scores_are_the_same_every_time_and_for_every_seed(place: Path, language
     assert first == second
 
 
-class Stop(Silent):
-    """Ctrl-C after some step."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, point: StepPoint) -> None:
-        if point.step == self.after:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_resumed_is_bit_for_bit_what_was_not_stopped(place: Path, tmp_path: Path) -> None:
     whole = go(place / "bert", place / "plain.jsonl", tmp_path / "whole", budget="2epochs")
     with pytest.raises(Interrupted):
-        go(place / "bert", place / "plain.jsonl", tmp_path / "cut", budget="2epochs", observer=Stop(12))
+        go(place / "bert", place / "plain.jsonl", tmp_path / "cut", budget="2epochs", observer=StopAt(12))
     done = resume(tmp_path / "cut")
     left, right = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, done))
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,11 @@ from budwood.methods import Full, LoRA, Selective
 from budwood.records import RunFolder
 from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job, as_config
-from budwood.train.observer import Silent, StepPoint
 from budwood.train.run import Run, check_job, resume, run_job, train
 from budwood.train.setup import prepare
 from budwood.train.stacking import find_below, lay
 from tokens import model_folder, tokenizer
+from training import StopAt
 
 QUICK: dict[str, Any] = {
     "device": "cpu", "precision": "exact", "batch": 4, "samples": 1, "learning_rate": 1e-2, "eval_every": 0,
@@ -120,20 +118,9 @@ def test_a_run_is_loaded_with_what_it_stands_on(place: Path, stacked: Run) -> No
         assert torch.equal(named_parameters(model, "north")[name], value), key
 
 
-class Stop(Silent):
-    """Ctrl-C after some step."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, point: StepPoint) -> None:
-        if point.step == self.after:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_resumed_is_bit_for_bit_what_was_not_stopped(place: Path, stacked: Run, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        go(place / "llama", place / "faq.jsonl", tmp_path / "run", on=[place / "north"], observer=Stop(5))
+        go(place / "llama", place / "faq.jsonl", tmp_path / "run", on=[place / "north"], observer=StopAt(5))
     done = resume(tmp_path / "run")
     assert done.manifest.on == stacked.manifest.on
     left, right = tensors(stacked.path), tensors(done.path)
@@ -144,7 +131,7 @@ def test_resumed_is_bit_for_bit_what_was_not_stopped(place: Path, stacked: Run, 
 def test_a_run_does_not_go_on_over_another_adapter(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "north", tmp_path / "north")
     with pytest.raises(Interrupted):
-        go(place / "llama", place / "faq.jsonl", tmp_path / "run", on=[tmp_path / "north"], observer=Stop(2))
+        go(place / "llama", place / "faq.jsonl", tmp_path / "run", on=[tmp_path / "north"], observer=StopAt(2))
     shutil.rmtree(tmp_path / "north")
     with pytest.raises(NotAvailable, match="north"):
         resume(tmp_path / "run")

@@ -28,6 +28,7 @@ from budwood.train.job import Job, as_config
 from budwood.train.observer import Silent, StepPoint
 from budwood.train.run import Run, check_job, resume, run_job, train
 from tokens import WORDS, model_folder, tokenizer
+from training import StopAt
 
 QUICK = {
     "device": "cpu", "precision": "exact", "batch": 4, "samples": 1, "learning_rate": 1e-2, "eval_every": 0,
@@ -233,15 +234,6 @@ def test_sentence_pairs_are_judged_with_their_token_types(
     model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2, id2label={0: "bad", 1: "good"})
     go(model, tmp_path / "pairs.tsv", tmp_path / "run", tokenizer=words, budget="2steps")
     assert seen == [[0, 0, 0, 1, 1]] * 2
-
-
-class StopAt(Silent):
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        self.at, self.number = step, number
-
-    def step(self, point: StepPoint) -> None:
-        if point.step == self.at:
-            os.kill(os.getpid(), self.number)
 
 
 def test_interrupted_and_resumed_is_the_uninterrupted_run(llama: Path, faq: Path, tmp_path: Path) -> None:

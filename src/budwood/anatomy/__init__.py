@@ -6,3 +6,4 @@ from budwood.anatomy.site import Anatomy as Anatomy
 from budwood.anatomy.site import Part as Part
 from budwood.anatomy.site import Site as Site
 from budwood.anatomy.site import SubLayer as SubLayer
+from budwood.anatomy.site import is_called as is_called

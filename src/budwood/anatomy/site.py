@@ -42,6 +42,11 @@ BLOCK_LINEARS = ("attn.*", "cross.*", "mlp.*", "mixer.*")
 """What the target `all` means: every linear inside the blocks that a forward runs, except routers."""
 
 
+def is_called(path: str, name: str) -> bool:
+    """True where `name` is a module's path or the end of it."""
+    return path == name or path.endswith(f".{name}")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Some output rows of a fused linear: which role they play, as half-open row ranges in the fused output."""
@@ -91,6 +96,10 @@ class SubLayer:
         """Where what is added can be replaced: the norm after `h`, where there is one, else `h`."""
         return self.output_norm or self.h
 
+    def is_called(self, name: str) -> bool:
+        """True for the name, whole or the end of it, of the last linear or of the place."""
+        return any(is_called(path, name) for path in (self.path, self.h, self.linear))
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -113,11 +122,12 @@ class Site:
     def matches(self, key: str) -> bool:
         """True for a role pattern, or a module's name, that means this site (with a ? at the end or not)."""
         key = key.removesuffix("?")
-        roles, paths = [self.role, *self.chosen], [self.path]
+        roles = [self.role, *self.chosen]
         if self.sublayer is not None:
             roles.append(self.sublayer.role)
-            paths += [self.sublayer.h, self.sublayer.linear]
-        return any(fnmatchcase(r, key) for r in roles) or any(p == key or p.endswith(f".{key}") for p in paths)
+            if self.sublayer.is_called(key):
+                return True
+        return any(fnmatchcase(role, key) for role in roles) or is_called(self.path, key)
 
     @property
     def is_linear(self) -> bool:
@@ -254,7 +264,7 @@ class Anatomy:
         ]
         if whole or parts:
             return whole + parts
-        return [s for s in self.sites if s.path == target or s.path.endswith(f".{target}")]
+        return [s for s in self.sites if is_called(s.path, target)]
 
     def _layers(self) -> str:
         stacks = dict.fromkeys(s.stack for s in self.sites if s.layer is not None)
@@ -269,8 +279,7 @@ class Anatomy:
 
 def _means(sublayer: SubLayer, target: str) -> bool:
     """Whether a target (without ?) means this sub-layer."""
-    paths = (sublayer.path, sublayer.h, sublayer.linear)
-    return target in ("all", sublayer.role, *paths) or any(path.endswith(f".{target}") for path in paths)
+    return target in ("all", sublayer.role) or sublayer.is_called(target)
 
 
 def _widen(a: Site, b: Site) -> Site:

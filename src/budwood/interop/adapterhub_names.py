@@ -91,6 +91,8 @@ class Names:
         self.sublayers: dict[tuple[str, int | None, str], SubLayer] = {
             (s.stack, s.layer, s.role): s for s in anatomy.sublayers
         }
+        self.places = {s.path: s for s in anatomy.sublayers}
+        self.widths = {site.path: site.out_features for site in anatomy.sites}
 
     def bare(self, path: str) -> str:
         """A path without the base model's own prefix: folders come with it and without."""
@@ -121,7 +123,7 @@ class Names:
 
     def role(self, path: str) -> str:
         """The role of a sub-layer."""
-        return next(s.role for s in self.anatomy.sublayers if s.path == path)
+        return self.places[path].role
 
     @property
     def stacks(self) -> list[str]:
@@ -135,13 +137,11 @@ class Names:
 
     def width(self, path: str) -> int:
         """The width of a sub-layer."""
-        (site,) = self.anatomy.select_sublayers(path)
-        return site.out_features
+        return self.widths[self.places[path].linear]
 
     def ratio(self, reduction: Any, path: str) -> float:
         """The reduction factor of a sub-layer: one number, or one by layer."""
-        site = next(s for s in self.anatomy.sublayers if s.path == path)
-        index, found = self.index(site.stack, site.layer), reduction
+        index, found = self.index(self.places[path].stack, self.places[path].layer), reduction
         if isinstance(reduction, Mapping):
             found = reduction.get(str(index), reduction.get("default"))
         if found is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from budwood.anatomy import is_called
 from budwood.core import Method
 
 
@@ -23,7 +24,7 @@ class Read:
 def compress(paths: Iterable[str], names: Iterable[str], everything: Iterable[str]) -> list[str]:
     """The names, where they select exactly `paths` among all modules; else the whole paths."""
     paths, names = list(paths), list(dict.fromkeys(names))
-    matched = {path for path in everything if any(path == n or path.endswith(f".{n}") for n in names)}
+    matched = {path for path in everything if any(is_called(path, name) for name in names)}
     return names if matched == set(paths) else paths
 
 

@@ -109,8 +109,8 @@ class Bottleneck(Method):
     @property
     def rate(self) -> float:
         """Falls with s m: W_u starts at zero, and an early step of Adam moves the output by its rate times s m."""
-        m = self.size or self.standard.get("size") or _USUAL_WIDTH / (self.reduction or self.standard["reduction"])
-        return min(self.learning_rate, float(f"{_MOST_MOVED / (m * self.start):.1g}"))
+        moved = self._size_in(_USUAL_WIDTH) * abs(self.start)
+        return min(self.learning_rate, float(f"{_MOST_MOVED / moved:.1g}"))
 
     @property
     def reading(self) -> Literal["h", "total", "r"]:
@@ -169,13 +169,16 @@ class Bottleneck(Method):
 
     def size_at(self, site: Site) -> int:
         """The width m at a site of width d."""
-        d = site.out_features
-        size = next((m for key, m in self.sizes.items() if site.matches(key)), self.size)
-        if size is None and self.reduction is None:
-            size = int(self.standard["size"]) if "size" in self.standard else None
-        if size is None:
-            return max(1, int(d // (self.reduction or self.standard["reduction"])))
-        return size
+        own = next((m for key, m in self.sizes.items() if site.matches(key)), None)
+        return self._size_in(site.out_features) if own is None else own
+
+    def _size_in(self, d: int) -> int:
+        """The width m where the model is d wide and nothing else is said."""
+        if self.size is not None:
+            return self.size
+        if self.reduction is None and "size" in self.standard:
+            return int(self.standard["size"])
+        return max(1, int(d // (self.reduction or self.standard["reduction"])))
 
     @property
     def start(self) -> float:
@@ -315,10 +318,7 @@ class Parallel(Bottleneck):
             return super().build(site, base)
         if self.attention == "multihead":
             return MultiHead(site, self.size_at(site), has_norm=self.ln_before)
-        return BeforeOutput(site, Narrow(
-            site.out_features, self.size_at(site), site.in_features,
-            activation=self.activation, init=self.init, bias=self.bias, dropout=self.inner_dropout,
-        ))  # fmt: skip
+        return BeforeOutput(site, self.network(site, site.out_features, site.in_features))
 
 
 class BottleneckDelta(SubLayerDelta):

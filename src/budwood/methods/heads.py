@@ -20,7 +20,7 @@ from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, Source, anatomy_of
 from budwood.core.weights import rows_of
 from budwood.errors import NoSuchSite
-from budwood.methods.narrow import Narrow, begin
+from budwood.methods.narrow import begin
 
 
 def output_site(site: Site, anatomy: Anatomy) -> Site:
@@ -50,10 +50,10 @@ def query_site(site: Site, anatomy: Anatomy) -> Site:
 class BeforeOutput(Delta):
     """A(LN(x)), added to the concatenated heads. x: [*, d] is what the query projection reads."""
 
-    def __init__(self, site: Site, A: Narrow) -> None:
+    def __init__(self, site: Site, A: nn.Module) -> None:
         super().__init__()
         self.site, self.A = site, A
-        self.ln = nn.LayerNorm(A.W_d.shape[1])
+        self.ln = nn.LayerNorm(site.out_features)
 
     def settle(self, model: nn.Module, name: str) -> None:
         """Read what goes into the query projection."""
@@ -62,7 +62,7 @@ class BeforeOutput(Delta):
     def enter(self, x: Tensor) -> Tensor:
         """x: [*, heads * d_h] -> the same."""
         (source,) = self.sources
-        z = source.read().to(self.A.W_d.dtype)
+        z = source.read().to(self.ln.weight.dtype)
         return x + self.A(self.ln(z)).to(x.dtype)
 
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -145,3 +145,8 @@ def test_layers_and_scales_that_cannot_be() -> None:
     for text in ("adapter-p:scale=0", "adapter-h:scale=inf", "lora:alpha=inf"):
         with pytest.raises(BadConfig, match="scale is|finite"):
             parse_method(text)
+
+
+def test_the_rate_of_a_bottleneck_falls_with_its_width_and_scale() -> None:
+    rates = [parse_method(f"parallel:size={m},scale={s}").rate for m, s in ((16, 1), (64, 4), (64, -4), (512, 4))]
+    assert rates == [3e-3, 8e-4, 8e-4, 1e-4]
