@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from budwood.core import Skip as Skip
     from budwood.core import Stack as Stack
     from budwood.core import Sum as Sum
+    from budwood.core import Tasks as Tasks
     from budwood.core import activate as activate
     from budwood.core import adapters as adapters
     from budwood.core import attach as attach
@@ -51,7 +52,12 @@ if TYPE_CHECKING:
     from budwood.methods import Fusion as Fusion
     from budwood.methods import LinearAdapter as LinearAdapter
     from budwood.methods import LoRA as LoRA
+    from budwood.methods import MultitaskPrompt as MultitaskPrompt
     from budwood.methods import Parallel as Parallel
+    from budwood.methods import PrefixTuning as PrefixTuning
+    from budwood.methods import PromptTuning as PromptTuning
+    from budwood.methods import PTuning as PTuning
+    from budwood.methods import PTuningV2 as PTuningV2
     from budwood.methods import Selective as Selective
     from budwood.methods import parse_method as parse_method
     from budwood.train.run import train as train
@@ -61,7 +67,7 @@ if TYPE_CHECKING:
 _PLACES: dict[str, str] = {
     **dict.fromkeys(("discover",), "anatomy"),
     **dict.fromkeys(("Adapter", "Method", "activate", "adapters", "attach"), "core"),
-    **dict.fromkeys(("Fuse", "Plan", "Route", "Skip", "Stack", "Sum"), "core"),
+    **dict.fromkeys(("Fuse", "Plan", "Route", "Skip", "Stack", "Sum", "Tasks"), "core"),
     **dict.fromkeys(("base_state_dict", "detach", "merge", "parameters", "unfired", "using"), "core"),
     **dict.fromkeys(("BadCheckpoint", "BadConfig", "BadData", "BudwoodError", "CannotFold", "Diverged"), "errors"),
     **dict.fromkeys(("NoSuchAdapter", "NoSuchSite", "NotAvailable", "OutOfMemory"), "errors"),
@@ -69,6 +75,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("load", "save"), "interop"),
     **dict.fromkeys(("METHODS", "parse_method", "Full", "IA3", "LoRA", "Selective"), "methods"),
     **dict.fromkeys(("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"), "methods"),
+    **dict.fromkeys(("MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning"), "methods"),
 }
 """Public name to the part of Budwood that has it."""
 _CALLED = ("combine", "train")

@@ -42,13 +42,13 @@ ALLOWED: dict[str, set[str]] = {
 IS_A: dict[str, str] = {"methods.compacter": "methods.bottleneck"}
 
 # modules of methods/ that hold no method but a part of several: methods may import them, and they no method.
-PARTS = {"methods.heads", "methods.invertible", "methods.narrow"}
+PARTS = {"methods.heads", "methods.invertible", "methods.narrow", "methods.words"}
 
 # third-party package -> where it may be imported ("core.inputs" is one module, "train" a whole package).
 ONLY_IN: dict[str, set[str]] = {
     "accelerate": {"train"},
     "transformers": {
-        *("anatomy", "core.inputs", "core.attention"),
+        *("anatomy", "core.entrance", "core.inputs", "core.attention"),
         *("assets", "data", "evaluate", "train", "cli"),
     },
     "huggingface_hub": {"assets", "data"},

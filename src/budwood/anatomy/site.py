@@ -8,10 +8,11 @@ from typing import Literal
 
 from budwood.errors import NoSuchSite, did_you_mean
 
-Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter", "sublayer"]
+Kind = Literal["linear", "conv1d", "embedding", "norm", "module", "parameter", "sublayer", "attention"]
 """How a site holds its weights: `nn.Linear` [out, in], transformers' `Conv1D` [in, out], `nn.Embedding`
 [vocabulary, out], a normalisation, any other module (`attn`, `mlp`, `block`), or a bare parameter (3-D experts).
-A `sublayer` is the place where an attention or feed-forward has done its work and is about to be added."""
+A `sublayer` is the place where an attention or feed-forward has done its work and is about to be added; an `attention`
+the module that hands queries, keys and values to the attention function."""
 
 ROLES: tuple[str, ...] = (
     "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o",
@@ -102,6 +103,16 @@ class SubLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What an attention module hands to the attention function: keys [batch, heads, tokens, key_size] and values."""
+
+    heads: int
+    """Heads of keys and values (fewer than of queries in grouped-query attention)."""
+    key_size: int
+    value_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """One place in a model where something can be attached."""
 
@@ -118,6 +129,8 @@ class Site:
     """The roles of the parts a selection asked for; empty means the whole site."""
     sublayer: SubLayer | None = None
     """For the kind `sublayer`: the residual and the norms around it."""
+    call: AttentionCall | None = None
+    """For the kind `attention`: the shapes of its keys and values."""
 
     def matches(self, key: str) -> bool:
         """True for a role pattern, or a module's name, that means this site (with a ? at the end or not)."""

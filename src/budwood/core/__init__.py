@@ -13,6 +13,7 @@ from budwood.core.attach import using as using
 from budwood.core.delta import Delta as Delta
 from budwood.core.delta import Mixer as Mixer
 from budwood.core.delta import Source as Source
+from budwood.core.inputs import pseudo_tokens as pseudo_tokens
 from budwood.core.method import Method as Method
 from budwood.core.method import field_docs as field_docs
 from budwood.core.plan import Fuse as Fuse
@@ -21,6 +22,7 @@ from budwood.core.plan import Route as Route
 from budwood.core.plan import Skip as Skip
 from budwood.core.plan import Stack as Stack
 from budwood.core.plan import Sum as Sum
+from budwood.core.plan import Tasks as Tasks
 from budwood.core.plan import names as names
 from budwood.core.registry import Adapter as Adapter
 from budwood.core.registry import adapter_of as adapter_of

@@ -41,11 +41,20 @@ from budwood.errors import BadConfig, CannotFold, NoSuchAdapter, NoSuchSite, Wro
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
-def attach(model: nn.Module, method: Method, *, name: str, anatomy: Anatomy | None = None) -> Adapter:
+def attach(
+    model: nn.Module,
+    method: Method,
+    *,
+    name: str,
+    anatomy: Anatomy | None = None,
+    tokenizer: Any = None,
+    labels: Sequence[str] = (),
+) -> Adapter:
     """Put an adapter on the model, make it active and trainable, and freeze everything else.
 
     The model stays the user's own object and class; its weights and their names do not change.
     anatomy: what `discover(model)` returned, or None to find it here.
+    tokenizer, labels: only for a method that starts from words (a prompt's text, names of classes).
     Raises BadConfig for a name that is taken or not usable, NoSuchSite where a target matches nothing, WrongOrder for a
     model that is already compiled or sharded, or that another adapter trains in place.
     """
@@ -54,7 +63,7 @@ def attach(model: nn.Module, method: Method, *, name: str, anatomy: Anatomy | No
     if registry is not None:
         anatomy = anatomy or registry.anatomy
     anatomy = anatomy or discover(model)
-    method = method.resolved(model)
+    method = method.worded(tokenizer, labels).resolved(model, anatomy)
     unfrozen = method.unfreeze(model, anatomy)
     _check_exclusive(registry, name, unfrozen)
     built = _build(model, method, anatomy, unfrozen)
@@ -345,12 +354,13 @@ def _detach(model: nn.Module, name: str, *, restore: bool) -> None:
         module = model.get_submodule(site.path)
         deltas = deltas_of(module)
         if deltas is not None and name in deltas:
-            sources = deltas[name].sources
+            delta = deltas[name]
             del deltas[name]
             if deltas.is_idle:
                 uninstall(module)
-            for source in sources:
+            for source in delta.sources:
                 forget_source(model.get_submodule(source.path), source)
+            delta.unsettle(model)
     if adapter.unfrozen and restore:
         own = dict(model.named_parameters())
         with torch.no_grad():

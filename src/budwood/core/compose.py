@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from budwood.anatomy import Anatomy
-from budwood.core.plan import Fuse, Plan, Route, Skip, Stack, Sum, names
+from budwood.core.plan import Fuse, Plan, Route, Skip, Stack, Sum, Tasks, names
 from budwood.core.registry import Adapter
 from budwood.errors import BadConfig
 
@@ -46,7 +46,10 @@ def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
         case str():
             if not isinstance(adapters[plan].method.plan(plan), str):
                 raise BadConfig(f"{plan!r} is a fusion, which mixes other adapters: write Fuse((...), by={plan!r})")
-            return [] if adapters[plan].method.is_additive else [plan]
+            return [] if adapters[plan].method.is_stackable else [plan]
+        case Tasks():
+            _check_tasks(plan, adapters[plan.part])
+            return _whole(plan.part, adapters)
         case Skip():
             return _whole(plan.part, adapters)
         case Stack():
@@ -55,16 +58,27 @@ def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
             return max((_whole(part, adapters) for part in plan.parts), key=len)
         case Sum() | Fuse():
             inside = [name for part in plan.parts for name in _whole(part, adapters)]
+            inside += [name for name in names(plan) if not adapters[name].method.is_additive]
             if inside:
                 raise BadConfig(
-                    f"{inside[0]!r} cannot be a part of {type(plan).__name__}: it replaces what it reads (an "
-                    "invertible adapter, or adds_residual=false); put it in a Stack, or choose by row with Route"
+                    f"{inside[0]!r} cannot be a part of {type(plan).__name__}: it adds nothing that could be weighed "
+                    "(a prompt, a prefix) or replaces what it reads (an invertible adapter, or adds_residual=false); "
+                    "put it in a Stack, or choose by row with Route"
                 )
             if isinstance(plan, Fuse):
                 _check_fusion(plan, adapters)
             return []
         case _:
             return []
+
+
+def _check_tasks(plan: Tasks, adapter: Adapter) -> None:
+    count = adapter.method.num_tasks
+    if plan.rows.device.type != "meta" and not 0 <= int(plan.rows.min()) <= int(plan.rows.max()) < count:
+        raise BadConfig(
+            f"Tasks names the tasks {int(plan.rows.min())} to {int(plan.rows.max())}, and {plan.part!r} "
+            f"({adapter.method.name}) has {'the tasks 0 to ' + str(count - 1) if count > 1 else 'only task 0'}"
+        )
 
 
 def _check_fusion(plan: Fuse, adapters: Mapping[str, Adapter]) -> None:

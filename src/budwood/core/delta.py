@@ -52,6 +52,13 @@ class Delta(nn.Module):
     def settle(self, model: nn.Module, name: str) -> None:
         """Look up what it needs of the model; called once when every delta of the adapter `name` is in place."""
 
+    def unsettle(self, model: nn.Module) -> None:
+        """Undo what `settle` did to the model; called once this delta is gone from it."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """What is saved of it, by letter: parameters and persistent buffers, as a delta of `Method.deployed` has."""
+        return dict(self.state_dict(keep_vars=True))
+
     def enter(self, x: Tensor) -> Tensor:
         """What the site reads instead of x: [*, in] -> [*, in]. Override only where the method changes inputs."""
         return x

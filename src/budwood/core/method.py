@@ -8,7 +8,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -71,7 +71,7 @@ class Method:
         """Names of the base's own parameters that this method trains in place; none for all but full and selective."""
         return ()
 
-    def resolved(self, model: nn.Module) -> Self:
+    def resolved(self, model: nn.Module, anatomy: Anatomy) -> Self:
         """The method with what it leaves open said, for a model that may have adapters already."""
         return self
 
@@ -81,8 +81,36 @@ class Method:
 
     @property
     def is_additive(self) -> bool:
-        """False where an adapter of this method cannot be a part of a Sum or Fuse, nor stand twice in a Stack."""
+        """False where what an adapter of this method does is no sum, so that it cannot be a part of a Sum or Fuse."""
         return True
+
+    @property
+    def is_stackable(self) -> bool:
+        """False where an adapter of this method replaces what it reads, so that one at most can be in a Stack."""
+        return self.is_additive
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks one adapter of this method holds: what `Tasks` chooses from."""
+        return 1
+
+    @property
+    def positions_taken(self) -> int:
+        """How many positions an adapter of this method takes from the text."""
+        return 0
+
+    @property
+    def deployed(self) -> Self:
+        """The method of what is saved: without what only training needs."""
+        return self
+
+    def worded(self, tokenizer: Any, labels: Sequence[str]) -> Self:
+        """The method with the words it names as token ids.
+
+        tokenizer: a transformers tokenizer, or None;  labels: names of the classes, in their order
+        Raises BadConfig where it needs one and there is none.
+        """
+        return self
 
     @property
     def rate(self) -> float:

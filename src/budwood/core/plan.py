@@ -6,6 +6,7 @@ Sum(("style", "facts"), (.3, .7))   side by side: y + sum_i w_i (f_i(y) - y)
 Route(("a", None), rows)       one plan per row of the batch
 Fuse(("a", "b"), by="f")       side by side, mixed by the trained attention of the adapter f (AdapterFusion)
 Skip("faq", (0, 1))            as the base in some layers (AdapterDrop)
+Tasks("prompts", rows)         one task of a multitask adapter per row of the batch
 None                           the base model
 """
 
@@ -60,10 +61,7 @@ class Route:
 
     def __post_init__(self) -> None:
         _require_parts(self, self.parts)
-        if self.rows.dim() != 1 or self.rows.dtype != torch.int64 or self.rows.numel() == 0:
-            raise BadConfig(
-                f"Route needs rows as a [batch] int64 tensor; got shape {list(self.rows.shape)} of {self.rows.dtype}"
-            )
+        _require_rows(self)
         if self.rows.device.type != "meta" and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < len(self.parts):
             raise BadConfig(f"Route has {len(self.parts)} parts, so every row must be in 0..{len(self.parts) - 1}")
 
@@ -103,7 +101,23 @@ class Skip:
             raise BadConfig(f"Skip needs layers as a tuple of numbers, as Skip('a', (0, 1)); got {self.layers!r}")
 
 
-Plan = str | Stack | Sum | Route | Fuse | Skip | None
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """An adapter of several tasks (multitask prompts), with the task of each row of the batch.
+
+    rows: [batch] int64, each in [0, number of tasks); an adapter named without `Tasks` acts for task 0.
+    """
+
+    part: str
+    rows: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.part, str):
+            raise BadConfig(f"Tasks needs the name of an adapter, as Tasks('prompts', rows); got {self.part!r}")
+        _require_rows(self)
+
+
+Plan = str | Stack | Sum | Route | Fuse | Skip | Tasks | None
 """What is in force: an adapter's name, a composition of plans, or None for the base model."""
 
 
@@ -141,7 +155,7 @@ def names(plan: Plan) -> Iterator[str]:
             return
         case str():
             yield plan
-        case Skip():
+        case Skip() | Tasks():
             yield from names(plan.part)
         case Stack() | Sum() | Route() | Fuse():
             for part in plan.parts:
@@ -150,7 +164,7 @@ def names(plan: Plan) -> Iterator[str]:
                 yield plan.by
         case _:
             raise BadConfig(
-                f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, Fuse, Skip, or None for the base"
+                f"{plan!r} is no plan; write an adapter's name, Stack, Sum, Route, Fuse, Skip, Tasks or None (the base)"
             )
 
 
@@ -159,6 +173,8 @@ def without(plan: Plan, name: str) -> Plan:
     match plan:
         case str():
             return None if plan == name else plan
+        case Tasks():
+            return None if plan.part == name else plan
         case Skip():
             return None if (left := without(plan.part, name)) is None else replace(plan, part=left)
         case Fuse():
@@ -183,6 +199,8 @@ def run(plan: Plan, place: Place, y: Tensor) -> Tensor:
     match plan:
         case str():
             return place.step(plan, y)
+        case Tasks():
+            return place.step(plan.part, y)
         case Stack():
             for part in plan.parts:
                 y = run(part, place, y)
@@ -205,6 +223,8 @@ def change(plan: Plan, place: Place, y: Tensor) -> Tensor:
     match plan:
         case str():
             return place.change(plan, y)
+        case Tasks():
+            return place.change(plan.part, y)
         case Sum():
             weights = plan.weights or (1.0,) * len(plan.parts)
             changes = [w * change(part, place, y) for w, part in zip(weights, plan.parts, strict=True)]
@@ -217,6 +237,57 @@ def change(plan: Plan, place: Place, y: Tensor) -> Tensor:
             return sum(changes, start=torch.zeros_like(y))  # one at most: there is nothing to weigh
         case _:
             return run(plan, place, y) - y
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One adapter that a plan lets act: on which rows of the batch, and for which task of each row."""
+
+    name: str
+    rows: Tensor | None = None
+    """[batch] bool; None for all."""
+    tasks: Tensor | None = None
+    """[batch] int64; None for task 0."""
+
+
+def parts_of(plan: Plan, batch: int, layer: int | None = None, stack: str = "") -> list[Part]:
+    """The adapters that act on a batch, in order, for what is put in front of a text and not added to values.
+
+    layer, stack: of the place, for `Skip`
+    """
+    match plan:
+        case str():
+            return [Part(plan)]
+        case Tasks():
+            return [Part(plan.part, tasks=spread_rows(plan.rows, batch))]
+        case Skip():
+            skipped = layer in plan.layers and plan.stack in (None, stack)
+            return [] if skipped else parts_of(plan.part, batch, layer, stack)
+        case Route():
+            rows = spread_rows(plan.rows, batch)
+            return [
+                replace(part, rows=chosen if part.rows is None else part.rows & chosen)
+                for index, inner in enumerate(plan.parts)
+                for chosen in [rows == index]
+                for part in parts_of(inner, batch, layer, stack)
+            ]
+        case Stack() | Sum() | Fuse():
+            return [part for inner in plan.parts for part in parts_of(inner, batch, layer, stack)]
+        case _:
+            return []
+
+
+def spread_rows(rows: Tensor, batch: int) -> Tensor:
+    """Rows of a plan for a batch that repeats each of them as often (beams, tokens): [n] -> [batch].
+
+    Raises BadConfig where the batch is no multiple of them.
+    """
+    if batch % rows.shape[0]:
+        raise BadConfig(
+            f"the plan has {rows.shape[0]} rows and this batch {batch}; give one row per row of the batch "
+            "(experts that reorder tokens and relative positions have no batch to route: leave them out of targets)"
+        )
+    return rows.repeat_interleave(batch // rows.shape[0])
 
 
 def _acting(plan: Plan, place: Place) -> list[str]:
@@ -235,18 +306,19 @@ def _skips(plan: Skip, place: Place) -> bool:
 
 
 def _route(plan: Route, place: Place, y: Tensor) -> Tensor:
-    rows = plan.rows.to(y.device)
-    if y.shape[0] % rows.shape[0]:
-        raise BadConfig(
-            f"Route has {rows.shape[0]} rows and this batch {y.shape[0]}; give one row per row of the batch "
-            "(experts that reorder tokens and relative positions have no batch to route: leave them out of targets)"
-        )
-    rows = rows.repeat_interleave(y.shape[0] // rows.shape[0])  # [batch] or [batch * tokens]
+    rows = spread_rows(plan.rows.to(y.device), y.shape[0])  # [batch] or [batch * tokens]
     rows = rows.reshape(-1, *(1,) * (y.dim() - 1))
     out = y
     for index, part in enumerate(plan.parts):
         out = torch.where(rows == index, run(part, place, y), out)
     return out
+
+
+def _require_rows(plan: Route | Tasks) -> None:
+    rows = plan.rows
+    if not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype != torch.int64 or rows.numel() == 0:
+        found = f"shape {list(rows.shape)} of {rows.dtype}" if isinstance(rows, Tensor) else repr(rows)
+        raise BadConfig(f"{type(plan).__name__} needs rows as a [batch] int64 tensor; got {found}")
 
 
 def _require_parts(plan: Stack | Sum | Route | Fuse, parts: tuple[Plan, ...]) -> None:

@@ -63,7 +63,7 @@ def save(
         return Path(folder)
     own: dict[str, Any] = {
         "version": _VERSION,
-        "method": method_to_dict(adapter.method),
+        "method": method_to_dict(adapter.method.deployed),
         "base": peft.base_name(model),
         "fingerprint": _fingerprint(model, adapter, registry.anatomy),
         "trained": None if adapter.unfrozen else _trained_paths(model, adapter),
@@ -76,7 +76,7 @@ def save(
         own["tensors"] = "peft"
     else:
         config = {"peft_type": f"BUDWOOD_{adapter.method.name.upper()}", "base_model_name_or_path": own["base"]}
-        tensors = _own_state(model, adapter)
+        tensors = _stored(model, adapter)
     write_folder(folder, Folder(config, tensors, own))
     return Path(folder)
 
@@ -233,6 +233,13 @@ def _labels(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> list[str] |
     if config is None or not has_head or not (adapter.unfrozen or any(s.role == "head" for s in adapter.sites)):
         return None
     return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def _stored(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
+    """What is saved of the adapter, by the name it is stored under."""
+    deltas = {site.path: delta_at(model, site, adapter.name) for site in adapter.sites}
+    found = dict(named_parameters(model, adapter.name)) if adapter.unfrozen else {}
+    return found | {f"{path}.{key}": t for path, delta in deltas.items() for key, t in delta.stored().items()}
 
 
 def _own_state(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ class Fusion(Method):
         if self.temperature <= 0:
             raise BadConfig(f"fusion: temperature is {self.temperature}; it must be above 0")
 
-    def resolved(self, model: nn.Module) -> Self:
+    def resolved(self, model: nn.Module, anatomy: Anatomy) -> Self:
         """With the names of all attached adapters where none are given."""
         return self if self.of else replace(self, of=tuple(adapters(model)))
 

@@ -1,0 +1,348 @@
+"""What a stack of blocks is given: trained embeddings put into the text, and positions that start later.
+
+Shapes: B batch, S text length, T embeddings put in (the longest of the batch), d hidden size.
+
+Two hooks stand on the module that takes token ids and holds the blocks (LlamaModel, BertModel, T5's encoder), so that
+everything around it (heads, labels, generation, losses) sees a text of S tokens. The first puts negative ids into the
+text and extends masks and positions; at the input embedding a `PromptDelta` fills their rows in; the second takes the
+T positions out of what the stack returns, except where a decoder reads them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budwood.anatomy import Anatomy, Site
+from budwood.core.delta import Delta, Source, deltas_of
+from budwood.core.entrance import Entrance, input_site, owner_of, positions_of
+from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, order_of, without_block
+from budwood.core.plan import Part, names, parts_of
+from budwood.core.registry import registry_of, root_of
+from budwood.errors import BadConfig, NoSuchSite
+
+_SLOT = "budwood_entrance"
+Place = Literal["front", "after-first", "inside"]
+
+
+class InputDelta(Delta):
+    """A delta at the input embedding of a stack that changes what the stack is given; the embedding itself stays.
+
+    length: T;  shift: how much later positions start
+    """
+
+    length = 0
+    shift = 0
+    place: Place = "front"
+    slot = 0
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.stack = site.stack
+
+    def settle(self, model: nn.Module, name: str) -> None:
+        """Put the hooks on the stack. Raises BadConfig where what it adds does not fit its positions."""
+        open_entrances(model, self)
+
+    def unsettle(self, model: nn.Module) -> None:
+        """Take the hooks off, once nothing else needs them."""
+        close_entrances(model)
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y as it is."""
+        return y
+
+
+class ShiftDelta(InputDelta):
+    """The text starts at position `shift` (prefixes of PEFT, THUDM and XiangLi's GPT-2)."""
+
+    def __init__(self, site: Site, shift: int) -> None:
+        super().__init__(site)
+        self.shift = shift
+
+
+class PromptDelta(InputDelta):
+    """Trained rows in the place of negative ids."""
+
+    def __init__(self, site: Site, length: int, place: Place) -> None:
+        super().__init__(site)
+        self.length, self.place = length, place
+        self.ids = Source(site.path, "input")
+        self.sources = (self.ids,)
+
+    def table(self) -> Tensor:
+        """[rows, d]: what is filled in; row t * length + j is the j-th of task t."""
+        raise NotImplementedError
+
+    def settle(self, model: nn.Module, name: str) -> None:
+        """Put the hooks on the stack, under ids of its own."""
+        if self.place != "inside":
+            taken = {delta.slot for _, delta in _at_inputs(model) if delta is not self}
+            self.slot = next(slot for slot in range(1, len(taken) + 2) if slot not in taken)
+        super().settle(model, name)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Ids that the table has: [*] int64."""
+        return x.clamp(min=0)
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y: [*, d], with the rows of this prompt's ids filled in."""
+        place = -1 - self.ids.read()  # [*]
+        mine = (place >= 0) & (place // SPAN == self.slot)
+        table = self.table()
+        rows = F.embedding(torch.where(mine, place % SPAN, 0).clamp(max=len(table) - 1), table)
+        return torch.where(mine.unsqueeze(-1), rows.to(y.dtype), y)
+
+
+def pseudo_tokens(model: nn.Module) -> int:
+    """How many pseudo tokens (ids -1, -2, ...) the plan in force fills in where a text has them; 0 for none."""
+    registry = registry_of(model)
+    acting = set() if registry is None else set(names(registry.switch.plan))
+    inside = (delta for name, delta in _at_inputs(root_of(model)) if name in acting and delta.place == "inside")
+    return max((delta.length for delta in inside), default=0)
+
+
+def open_entrances(model: nn.Module, delta: InputDelta) -> None:
+    """Put the hooks on the delta's stack, and on the decoder that reads it."""
+    registry = registry_of(model)
+    assert registry is not None
+    anatomy = registry.anatomy
+    entrance = _open(model, anatomy, delta.stack)
+    if entrance.limit is not None and delta.length + delta.shift >= entrance.limit:
+        raise BadConfig(
+            f"a prompt of {delta.length + delta.shift} leaves no room for text: the model has {entrance.limit} "
+            "positions; choose a smaller length"
+        )
+    if delta.shift and entrance.has_positions and "position_ids" not in entrance.arguments:
+        raise NoSuchSite(
+            f"the {delta.stack} of {type(model).__name__} takes no position_ids, so its positions cannot be shifted; "
+            "use positions=kept"
+        )
+    stacks = dict.fromkeys(site.stack for site in anatomy.sites if site.layer is not None)
+    if delta.stack == "encoder" and "decoder" in stacks and delta.length:
+        entrance.feeds_decoder = True
+        _open(model, anatomy, "decoder").encoder = entrance
+
+
+def close_entrances(model: nn.Module) -> None:
+    """Take the hooks off every stack at which no delta needs them."""
+    needed = {delta.stack for _, delta in _at_inputs(model)}
+    needs_decoder = any(delta.stack == "encoder" and delta.length for _, delta in _at_inputs(model))
+    for module in model.modules():
+        entrance = vars(module).get(_SLOT)
+        if entrance is None:
+            continue
+        if entrance.encoder is not None and not needs_decoder:
+            entrance.encoder = None
+        if entrance.stack not in needed and entrance.encoder is None:
+            object.__delattr__(module, _SLOT)
+            for key in [k for k, hook in module._forward_pre_hooks.items() if hook is begin_hook]:
+                del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+            for key in [k for k, hook in module._forward_hooks.items() if hook is end_hook]:
+                del module._forward_hooks[key]
+
+
+def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
+    owner = owner_of(model, anatomy, stack)
+    entrance = vars(owner).get(_SLOT)
+    if entrance is None:
+        site = input_site(model, anatomy, stack)
+        limit, padding = positions_of(model, anatomy, stack)
+        arguments = tuple(inspect.signature(owner.forward).parameters)
+        if stack == "decoder" and "past_key_values" not in arguments:
+            raise NoSuchSite(
+                f"{type(owner).__name__} keeps what it has read in a state of its own, not in past_key_values, so it is "
+                "not known where a text begins; use lora or an adapter"
+            )
+        rotary = "position_ids" in arguments
+        entrance = Entrance(
+            stack, model.get_submodule(site.path), arguments, limit, padding, rotary or limit is not None
+        )
+        object.__setattr__(owner, _SLOT, entrance)
+        owner.register_forward_pre_hook(begin_hook, with_kwargs=True)
+        owner.register_forward_hook(end_hook)
+    return entrance
+
+
+def _at_inputs(model: nn.Module) -> Iterator[tuple[str, InputDelta]]:
+    """The deltas at input embeddings, with their adapters' names."""
+    for module in model.modules():
+        deltas = deltas_of(module)
+        if deltas is not None:
+            yield from ((name, delta) for name, delta in deltas.named_children() if isinstance(delta, InputDelta))
+
+
+def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Before a stack's forward: ids, masks and positions with what the plan puts in."""
+    entrance: Entrance = vars(module)[_SLOT]
+    entrance.inserted.count, entrance.inserted.text = 0, None
+    given = {**dict(zip(entrance.arguments, args, strict=False)), **kwargs}
+    text = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if text is None:
+        return None
+    changed = dict(given)
+    if entrance.encoder is not None:
+        _extend_crossing(entrance.encoder, changed)
+    acting = _acting(entrance, text.shape[0])
+    block = _block(entrance, text)
+    shift = _shift(acting, text)
+    if block is None and isinstance(shift, int) and shift == 0:
+        return ((), changed) if entrance.encoder is not None else None
+    cache = given.get("past_key_values")
+    seen = 0 if cache is None else int(cache.get_seq_length())
+    if block is not None and seen == 0:
+        _insert(entrance, block, changed, text)
+    elif block is not None:
+        _continue(entrance, block, changed)
+    if entrance.has_positions and not (isinstance(shift, int) and shift == 0):
+        changed["position_ids"] = _shifted(entrance, changed, shift, seen)
+    return (), changed
+
+
+def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
+    """After a stack's forward: its states without what was put in."""
+    entrance: Entrance = vars(module)[_SLOT]
+    inserted = entrance.inserted
+    count, text = inserted.count, inserted.text
+    inserted.count, inserted.text = 0, None
+    if not count or entrance.feeds_decoder:
+        return output
+    if isinstance(output, tuple):
+        return (without_block(output[0], count, text), *output[1:])
+    if isinstance(output, Tensor):
+        return without_block(output, count, text)
+    output["last_hidden_state"] = without_block(output["last_hidden_state"], count, text)
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(without_block(states, count, text) for states in output["hidden_states"])
+    return output
+
+
+def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
+    deltas = deltas_of(entrance.embedding)
+    if deltas is None or deltas.switch.plan is None:
+        return []
+    found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
+    return [(part, d) for part, d in found if isinstance(d, InputDelta) and d.stack == entrance.stack]
+
+
+def _block(entrance: Entrance, text: Tensor) -> Block | None:
+    """What the plan in force puts into a batch."""
+    insets = [
+        Inset(part, delta.slot, delta.length, delta.place == "after-first")
+        for part, delta in _acting(entrance, text.shape[0])
+        if delta.length and delta.place != "inside"
+    ]
+    return block_of(insets, text.shape[0], entrance.padding or 0, text.device)
+
+
+def _shift(acting: list[tuple[Part, InputDelta]], text: Tensor) -> int | Tensor:
+    """How much later positions start: one number, or [B, 1] where rows differ."""
+    total: int | Tensor = 0
+    for part, delta in acting:
+        if delta.shift:
+            rows = delta.shift if part.rows is None else part.rows.to(text.device).unsqueeze(1) * delta.shift
+            total = total + rows
+    return total
+
+
+def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tensor) -> None:
+    """Put the block into everything that has one entry for each token."""
+    batch, length, count = text.shape[0], text.shape[1], block.ids.shape[1]
+    mask = mask_of(given.get("attention_mask"))
+    room = entrance.limit
+    if room is not None and length + count > room:
+        raise BadConfig(
+            f"a prompt of {count} and a text of {length} tokens are {length + count} positions, the model has {room}; "
+            f"cut the text to {room - count} tokens (max_length) or choose a shorter prompt"
+        )
+    order, where = order_of(block, mask, length, text.device)
+    if given.get("input_ids") is not None:
+        given["input_ids"] = arranged(block.ids.to(text.dtype), text, order)
+    else:
+        rows = entrance.embedding(block.ids)
+        whole = torch.cat([rows.to(text.dtype), text], dim=1)
+        given["inputs_embeds"] = whole if order is None else whole.gather(1, order.unsqueeze(-1).expand_as(whole))
+    if mask is not None or block.visible is not None:
+        own = torch.ones(batch, length, dtype=torch.int64, device=text.device) if mask is None else mask
+        given["attention_mask"] = arranged(mask_for(block, own), own, order)
+    if given.get("token_type_ids") is not None:
+        types = given["token_type_ids"]
+        given["token_type_ids"] = arranged(types.new_zeros(batch, count), types, order)
+    positions = given.get("position_ids")
+    if positions is None and block.visible is not None and entrance.has_positions and entrance.padding is None:
+        positions = torch.arange(length, device=text.device).unsqueeze(0)
+    if positions is not None:
+        given["position_ids"] = _positioned(entrance, block, positions.expand(batch, -1), order, where)
+    if given.get("cache_position") is not None:
+        given["cache_position"] = torch.arange(length + count, device=text.device)
+    entrance.inserted.count = count
+    entrance.inserted.text = where
+
+
+def _positioned(
+    entrance: Entrance, block: Block, positions: Tensor, order: Tensor | None, where: Tensor | None
+) -> Tensor:
+    """Positions of the text [B, S] with those of the block in between: [B, T + S]."""
+    if "position_ids" not in entrance.arguments:
+        raise BadConfig(
+            "this batch has prompts of several lengths and the model takes no position_ids; use prompts of one length"
+        )
+    if positions.dim() != 2:
+        raise BadConfig("a prompt can be put into texts with one position for each token, and this model has several")
+    steps = torch.arange(block.ids.shape[1], device=positions.device).expand(block.ids.shape)
+    if block.visible is not None:
+        steps = (block.visible.cumsum(dim=1) - 1).clamp(min=0)
+    if where is None:
+        return torch.cat([steps, positions + block.counts], dim=1)
+    kept = where == torch.arange(where.shape[1], device=where.device)  # tokens in front of the block: [B, S]
+    begin = torch.where(kept, positions, -1).amax(dim=1, keepdim=True) + 1
+    return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
+
+
+def _continue(entrance: Entrance, block: Block, given: dict[str, Any]) -> None:
+    """For tokens after a text that is in the cache with its block."""
+    mask = mask_of(given.get("attention_mask"))
+    cache = given["past_key_values"]
+    if mask is not None:
+        order, _ = order_of(block, mask, mask.shape[1], mask.device)
+        given["attention_mask"] = arranged(mask_for(block, mask), mask, order)
+    elif block.visible is not None:
+        raise BadConfig("prompts of several lengths need an attention_mask [batch, tokens] in every step of generation")
+    room = cache.get_max_cache_shape() if cache.is_compileable else -1
+    if mask is not None and 0 < room < given["attention_mask"].shape[1]:
+        raise BadConfig(
+            f"the static cache holds {room} tokens, and the prompt of {block.ids.shape[1]} and the text are more; pass "
+            "past_key_values=StaticCache(model.config, max_cache_len=...) with room for the prompt, or a dynamic cache"
+        )
+    if given.get("position_ids") is not None:
+        given["position_ids"] = given["position_ids"] + block.counts
+    if given.get("cache_position") is not None:
+        given["cache_position"] = given["cache_position"] + block.ids.shape[1]
+
+
+def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
+    """A decoder's mask of the encoder's states, with the block that these have."""
+    states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
+    if states is None or mask is None:
+        return
+    block, own = _block(encoder, states), mask_of(mask)
+    if block is not None and own is not None and own.shape[1] < states.shape[1]:
+        order, _ = order_of(block, own, own.shape[1], own.device)
+        given["encoder_attention_mask"] = arranged(mask_for(block, own), own, order)
+
+
+def _shifted(entrance: Entrance, given: dict[str, Any], shift: int | Tensor, seen: int) -> Tensor:
+    """Positions that start later: [1 or B, S]."""
+    positions: Tensor | None = given.get("position_ids")
+    if positions is None:
+        text: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+        if entrance.padding is not None and text.dim() == 2:
+            real = (text != entrance.padding).to(torch.int64)
+            return (real.cumsum(dim=1) + shift) * real + entrance.padding
+        positions = torch.arange(seen, seen + text.shape[1], device=text.device).unsqueeze(0)
+    return positions + shift

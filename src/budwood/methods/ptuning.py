@@ -1,0 +1,124 @@
+"""P-Tuning: GPT Understands, Too (Liu et al. 2021, arXiv:2103.10385).
+
+    P = MLP(BiLSTM(E))        E, P: [length, d], wherever the text has pseudo tokens, or in front of it
+
+The LSTM is the authors' (LAMA code) where `width` is d/2: Linear(2h, 2h), ReLU, Linear(2h, d) behind two layers in both
+directions. The mlp is PEFT's: Linear(d, h), ReLU, Linear(h, h), ReLU, Linear(h, d). What is saved is P alone.
+The start is the network's output plus a constant, so that P begins as words do; `init=random` leaves that out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from budwood.anatomy import Site
+from budwood.core import Delta
+from budwood.core.inputs import PromptDelta
+from budwood.errors import BadConfig
+from budwood.methods.words import InText, starting_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning(InText):
+    """Trained pseudo tokens in the text, out of a recurrent network while they are trained."""
+
+    name = "p-tuning"
+    paper = "Liu et al. 2021, arXiv:2103.10385"
+    formula = "E(x) with P = MLP(BiLSTM(E)) at the pseudo tokens"
+    learning_rate = 1e-3
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_virtual_tokens": "length", "encoder_reparameterization_type": "encoder", "encoder_hidden_size": "width",
+        "encoder_num_layers": "depth", "encoder_dropout": "dropout", "modules_to_save": "trained",
+    }  # fmt: skip
+
+    encoder: Literal["lstm", "mlp"] | None = "lstm"
+    """The network that the pseudo tokens come out of while they are trained; none for plain rows."""
+    width: int | None = None
+    """Hidden width h of the network; none for half the model's."""
+    depth: int = 2
+    """Layers of the LSTM."""
+    dropout: float = 0.0
+    """Between the layers of the LSTM, while training."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.encoder, str):
+            object.__setattr__(self, "encoder", self.encoder.lower())
+        super().__post_init__()
+        for what, number in {"width": self.width or 1, "depth": self.depth}.items():
+            if number < 1:
+                raise BadConfig(f"p-tuning.{what} is {number}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise BadConfig(f"p-tuning.dropout is {self.dropout}; it must be in [0, 1)")
+
+    @property
+    def deployed(self) -> Self:
+        """Plain rows."""
+        return replace(self, encoder=None)
+
+    def build(self, site: Site, base: nn.Module) -> Delta:
+        """The pseudo tokens."""
+        return PseudoTokens(site, base, self)
+
+
+class PseudoTokens(PromptDelta):
+    """P: [length, d] where there is no network; else E: [length, d] N(0, 1), the network, and a constant."""
+
+    def __init__(self, site: Site, base: nn.Module, method: PTuning) -> None:
+        assert method.place is not None
+        super().__init__(site, method.length, method.place)
+        start = starting_rows(site, base, method)
+        self.network: nn.Module | None = None
+        if method.encoder is None:
+            self.P = nn.Parameter(start)
+            return
+        d = site.out_features
+        h = method.width or max(1, d // 2)
+        self.E = nn.Parameter(torch.randn(method.length, d))
+        self.network = Recurrent(d, h, method) if method.encoder == "lstm" else _mlp(d, h)
+        with torch.no_grad():
+            offset = (
+                torch.zeros_like(start) if method.init == "random" else start - self.network(self.E).to(start.device)
+            )
+        self.register_buffer("c", offset)
+        self.c: Tensor
+
+    def table(self) -> Tensor:
+        """[length, d]."""
+        if self.network is None:
+            return self.P
+        rows: Tensor = self.network(self.E) + self.c
+        return rows
+
+    def stored(self) -> dict[str, Tensor]:
+        """The rows alone, with dropout off."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return {"P": self.table().clone()}
+        finally:
+            self.train(training)
+
+
+class Recurrent(nn.Module):
+    """Linear(2h, d) ReLU Linear(2h, 2h) LSTM(d, h), both directions: [length, d] -> [length, d]."""
+
+    def __init__(self, d: int, h: int, method: PTuning) -> None:
+        super().__init__()
+        dropout = method.dropout if method.depth > 1 else 0.0
+        self.lstm = nn.LSTM(d, h, num_layers=method.depth, bidirectional=True, batch_first=True, dropout=dropout)
+        self.mlp = nn.Sequential(nn.Linear(2 * h, 2 * h), nn.ReLU(), nn.Linear(2 * h, d))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[length, d] -> [length, d]."""
+        out: Tensor = self.mlp(self.lstm(rows.unsqueeze(0))[0].squeeze(0))
+        return out
+
+
+def _mlp(d: int, h: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, d))
