@@ -32,6 +32,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("core/store.py", "torch"): "the text of the command that converts a pickle, with weights_only",
 }
 KEYWORD_TAKERS = {
+    "core/attention.py:attend": "transformers' signature of attention functions, which differ in what else they take",
+    "core/attention.py:_attend": "the same, with the function's name in front",
     "train/__init__.py:__call__": "the package called as a function: hands on to train.run.train, which checks",
     "train/job.py:as_config": "flags by name, checked strictly by TrainConfig.from_dict",
 }

@@ -13,6 +13,7 @@ from budwood.core.attach import using as using
 from budwood.core.delta import Delta as Delta
 from budwood.core.delta import Mixer as Mixer
 from budwood.core.delta import Source as Source
+from budwood.core.inputs import positions_taken as positions_taken
 from budwood.core.inputs import pseudo_tokens as pseudo_tokens
 from budwood.core.method import Method as Method
 from budwood.core.method import field_docs as field_docs

@@ -57,14 +57,19 @@ def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
         case Route():
             return max((_whole(part, adapters) for part in plan.parts), key=len)
         case Sum() | Fuse():
-            inside = [name for part in plan.parts for name in _whole(part, adapters)]
-            inside += [name for name in names(plan) if not adapters[name].method.is_additive]
+            inside = [name for name in names(plan) if not adapters[name].method.is_additive]
             if inside:
-                raise BadConfig(
-                    f"{inside[0]!r} cannot be a part of {type(plan).__name__}: it adds nothing that could be weighed "
-                    "(a prompt, a prefix) or replaces what it reads (an invertible adapter, or adds_residual=false); "
-                    "put it in a Stack, or choose by row with Route"
+                why = (
+                    "it stands beside the text and adds nothing that could be weighed"
+                    if adapters[inside[0]].method.is_stackable
+                    else "it replaces what it reads (an invertible adapter, or adds_residual=false)"
                 )
+                raise BadConfig(
+                    f"{inside[0]!r} cannot be a part of {type(plan).__name__}: {why}; put it in a Stack, or choose by "
+                    "row with Route"
+                )
+            for part in plan.parts:
+                _whole(part, adapters)
             if isinstance(plan, Fuse):
                 _check_fusion(plan, adapters)
             return []

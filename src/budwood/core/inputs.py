@@ -99,6 +99,13 @@ class PromptDelta(InputDelta):
         return torch.where(mine.unsqueeze(-1), rows.to(y.dtype), y)
 
 
+def positions_taken(model: nn.Module) -> int:
+    """How many positions the plan in force takes from a text."""
+    registry = registry_of(model)
+    acting = [] if registry is None else [registry.adapters[name].method for name in names(registry.switch.plan)]
+    return sum(method.positions_taken for method in acting)
+
+
 def pseudo_tokens(model: nn.Module) -> int:
     """How many pseudo tokens (ids -1, -2, ...) the plan in force fills in where a text has them; 0 for none."""
     registry = registry_of(model)
@@ -156,8 +163,8 @@ def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
         arguments = tuple(inspect.signature(owner.forward).parameters)
         if stack == "decoder" and "past_key_values" not in arguments:
             raise NoSuchSite(
-                f"{type(owner).__name__} keeps what it has read in a state of its own, not in past_key_values, so it is "
-                "not known where a text begins; use lora or an adapter"
+                f"{type(owner).__name__} keeps what it has read in a state of its own, not in past_key_values, so it "
+                "is not known where a text begins; use lora or an adapter"
             )
         rotary = "position_ids" in arguments
         entrance = Entrance(

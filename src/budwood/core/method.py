@@ -33,6 +33,8 @@ class Method:
     """What it computes, in one line with the paper's letters."""
     learning_rate: ClassVar[float]
     """A rate at which it learns on small and middle-sized models."""
+    weight_decay: ClassVar[float] = 0.01
+    """AdamW's decay for what it trains."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other tools' names of the fields."""
     unused: ClassVar[tuple[str, ...]] = ()

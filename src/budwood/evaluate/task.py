@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from budwood.core import positions_taken
 from budwood.data import Batch, Corpus, Example, Row, Turn, collate, encode
 from budwood.errors import BadConfig, BadData, did_you_mean
 from budwood.evaluate.classify import classify
@@ -167,8 +168,9 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
     """The examples of the split, and what was cut or left out of it."""
     options, context = task.options, context_of(model)
     limit = options.max_length
-    if limit is None and context is not None and context < tokenizer.model_max_length:
-        limit = context
+    taken = positions_taken(model)
+    if limit is None and context is not None and context - taken < tokenizer.model_max_length:
+        limit = context - taken
     is_text = task.corpus.task == "causal-lm"
     encoded = encode(
         task.corpus,

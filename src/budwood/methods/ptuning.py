@@ -4,7 +4,7 @@
 
 The LSTM is the authors' (LAMA code) where `width` is d/2: Linear(2h, 2h), ReLU, Linear(2h, d) behind two layers in both
 directions. The mlp is PEFT's: Linear(d, h), ReLU, Linear(h, h), ReLU, Linear(h, d). What is saved is P alone.
-The start is the network's output plus a constant, so that P begins as words do; `init=random` leaves that out.
+The last layer starts as the least-squares solution for the embeddings of words; `init=random` leaves that out.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PTuning(InText):
 
 
 class PseudoTokens(PromptDelta):
-    """P: [length, d] where there is no network; else E: [length, d] N(0, 1), the network, and a constant."""
+    """P: [length, d] where there is no network; else E: [length, d] N(0, 1) and the network."""
 
     def __init__(self, site: Site, base: nn.Module, method: PTuning) -> None:
         assert method.place is not None
@@ -80,18 +80,14 @@ class PseudoTokens(PromptDelta):
         h = method.width or max(1, d // 2)
         self.E = nn.Parameter(torch.randn(method.length, d))
         self.network = Recurrent(d, h, method) if method.encoder == "lstm" else _mlp(d, h)
-        with torch.no_grad():
-            offset = (
-                torch.zeros_like(start) if method.init == "random" else start - self.network(self.E).to(start.device)
-            )
-        self.register_buffer("c", offset)
-        self.c: Tensor
+        if method.init != "random" and not start.is_meta:
+            _fit(self.network, self.E, start.to(self.E))
 
     def table(self) -> Tensor:
         """[length, d]."""
         if self.network is None:
             return self.P
-        rows: Tensor = self.network(self.E) + self.c
+        rows: Tensor = self.network(self.E)
         return rows
 
     def stored(self) -> dict[str, Tensor]:
@@ -106,7 +102,7 @@ class PseudoTokens(PromptDelta):
 
 
 class Recurrent(nn.Module):
-    """Linear(2h, d) ReLU Linear(2h, 2h) LSTM(d, h), both directions: [length, d] -> [length, d]."""
+    """Linear(2h, d) ReLU Linear(2h, 2h) LSTM(d, h), both directions."""
 
     def __init__(self, d: int, h: int, method: PTuning) -> None:
         super().__init__()
@@ -120,5 +116,19 @@ class Recurrent(nn.Module):
         return out
 
 
-def _mlp(d: int, h: int) -> nn.Module:
+def _mlp(d: int, h: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, d))
+
+
+@torch.no_grad()
+def _fit(network: nn.Module, E: Tensor, wanted: Tensor) -> None:
+    """The last layer's W by least squares, so that the network gives `wanted` [length, d] for E; its b is zero."""
+    last = (network.mlp if isinstance(network, Recurrent) else network)[-1]  # type: ignore[index]
+    read: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    try:
+        network(E)
+    finally:
+        handle.remove()
+    last.weight.copy_((torch.linalg.pinv(read[0].double()) @ wanted.double()).T)
+    last.bias.zero_()

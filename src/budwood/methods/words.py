@@ -22,6 +22,8 @@ COMMON = 5000
 class FromWords(Method):
     """A method that trains rows for positions which hold no text."""
 
+    weight_decay: ClassVar[float] = 0.0
+
     length: int = 20
     """Rows in front of the text."""
     init: Literal["words", "text", "labels", "random"] = "words"

@@ -75,8 +75,8 @@ class TrainConfig:
     """What the learning rate does after warm-up: linear or cosine (both to zero), or constant."""
     warmup: float = 0.06
     """Warm-up: a share of the run if below 1, a number of steps from 1 up."""
-    weight_decay: float = 0.01
-    """AdamW's decay; only tensors of two or more dimensions decay."""
+    weight_decay: float | None = None
+    """AdamW's decay, of tensors of two or more dimensions; none takes the method's own."""
     clip: float = 1.0
     """Largest norm of the gradient of a step; 0 never clips."""
     seed: int = 0
@@ -261,7 +261,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least |= {"warmup": 0, "weight_decay": 0, "clip": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(config, name)
-        if not math.isfinite(value) or value < least:
+        if value is not None and (not math.isfinite(value) or value < least):
             raise BadConfig(f"{name} is {value}; it must be at least {least}")
     if config.learning_rate is not None and not 0 < config.learning_rate < math.inf:
         raise BadConfig(f"learning_rate is {config.learning_rate}; it must be a number above 0")

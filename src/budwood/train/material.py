@@ -197,13 +197,18 @@ def _max_length(
     if job.config.max_length is not None:
         return job.config.max_length
     limits = [LONGEST, tokenizer.model_max_length]
+    taken = job.method.positions_taken
     if given is not None:
         context = context_of(given)
     else:
         context = stored_context(_needed(ref), trust_remote_code=job.trust_remote_code)
     if context is not None:
         limits.append(context)
-    return min(limits)
+    if taken >= min(limits[1:]):
+        raise BadConfig(
+            f"{job.method.name} takes {taken} positions and the model reads {min(limits[1:])}; choose a smaller length"
+        )
+    return min(limits[0], min(limits[1:]) - taken)
 
 
 def _stops(given: PreTrainedModel | None) -> tuple[int, ...]:

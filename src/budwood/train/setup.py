@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -72,6 +73,8 @@ def prepare(
     allow_pickle: bool = False,
     sample: Batch | None = None,
     anatomy: Anatomy | None = None,
+    tokenizer: Any = None,
+    labels: Sequence[str] = (),
 ) -> Prepared:
     """Attach `method` to a loaded model and make everything ready for the first step.
 
@@ -79,6 +82,7 @@ def prepare(
     allow_pickle  read those from pickle files, too
     sample   a batch that one forward is tried on: every adapted module has to run
     anatomy  what `discover(model)` returned, if that is known
+    tokenizer, labels  for a method that starts from words, or from the names of classes
     Raises   WrongOrder naming the modules that did not, BadConfig for a device, precision or setting that the
              machine or the model does not have, and what `budwood.attach` raises
     """
@@ -88,7 +92,7 @@ def prepare(
     seed_everything(config.seed)
     model.to(device)
     below = lay(model, on, top=name, anatomy=anatomy, allow_pickle=allow_pickle)
-    adapter = attach(model, method, name=name, anatomy=anatomy)
+    adapter = attach(model, method, name=name, anatomy=anatomy, tokenizer=tokenizer, labels=labels)
     stand(model, below, name)
     parameters = named_parameters(model, name)
     for parameter in parameters.values():
@@ -101,7 +105,8 @@ def prepare(
             _refuse_unfired(model, sample)
     trained = accelerator.prepare_model(model, device_placement=False)
     rate = method.rate if config.learning_rate is None else config.learning_rate
-    optimizer = build_optimizer(parameters, rate, config.weight_decay)
+    decay = method.weight_decay if config.weight_decay is None else config.weight_decay
+    optimizer = build_optimizer(parameters, rate, decay)
     return Prepared(model, trained, adapter, parameters, optimizer, rate, device, compute, accelerator, below)
 
 

@@ -139,7 +139,10 @@ def start(job: Job) -> Started:
         allow_pickle=job.allow_pickle,
         sample=sample,
         anatomy=anatomy,
+        tokenizer=material.tokenizer,
+        labels=material.corpus.labels or (),
     )
+    job = replace(job, method=prepared.adapter.method)
     if prepared.accelerator.num_processes > 1:
         raise BadConfig(
             f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "
