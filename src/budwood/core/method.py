@@ -33,6 +33,10 @@ class Method:
     """What it computes, in one line with the paper's letters."""
     learning_rate: ClassVar[float]
     """A rate at which it learns on small and middle-sized models."""
+    rates: ClassVar[tuple[float, ...]] = ()
+    """Rates that a run which names none tries first, the lowest first; with none, it takes `rate`."""
+    rates_why: ClassVar[str] = ""
+    """Why they are worth trying, in one sentence."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other tools' names of the fields."""
     unused: ClassVar[tuple[str, ...]] = ()
@@ -116,6 +120,11 @@ class Method:
     def rate(self) -> float:
         """The learning rate to start from with these fields."""
         return self.learning_rate
+
+    @property
+    def rates_to_try(self) -> tuple[float, ...]:
+        """The learning rates worth trying with these fields, the lowest first."""
+        return self.rates
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data, tuples as lists."""
