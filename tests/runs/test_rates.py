@@ -68,6 +68,7 @@ def test_the_run_is_the_one_at_the_rate_it_chose_and_says_so(llama: Path, faq: P
     assert probe.rate == 1e-2
     assert [(trial.rate, trial.loss is None) for trial in probe.trials] == [(1e-4, False), (1e-2, False), (1e30, True)]
     assert probe.steps == 6
+    assert probe.is_clear
     assert probe.scored == "4 validation rows"
     (line,) = [note for note in seen.notes if note.startswith("learning rate")]
     assert line.startswith(f"learning rate: 0.01 (probed 0.0001 {probe.trials[0].loss:.4g}, 0.01 ")

@@ -34,7 +34,9 @@ class RateProbe:
     """All that were tried, from the same start on the same rows, and the one that the run was trained at."""
 
     rate: float
-    """The peak learning rate of the run: of the lowest loss."""
+    """The peak learning rate of the run: of the lowest loss, or the method's own where all of them say too little."""
+    before: float
+    """The loss before any step."""
     trials: tuple[RateTrial, ...]
     """Each rate, the lowest first."""
     steps: int
@@ -44,16 +46,21 @@ class RateProbe:
     seconds: float
     """What trying cost, beside the run's own time."""
 
+    is_clear: bool
+    """Whether the best learned enough in these steps to be told from the others; else `rate` is the method's own."""
+
     @property
     def is_end(self) -> bool:
         """Whether the best is the lowest or highest that was tried, so that a better one may lie beyond."""
-        return self.rate in (self.trials[0].rate, self.trials[-1].rate)
+        return self.is_clear and self.rate in (self.trials[0].rate, self.trials[-1].rate)
 
     def __str__(self) -> str:
         tried = ", ".join(map(str, self.trials))
         end = "the highest" if self.rate == self.trials[-1].rate else "the lowest"
-        beyond = f"; {end} tried, a better one may lie beyond" if self.is_end else ""
-        return f"{self.rate:g} (probed {tried}; {self.steps} steps each{beyond})"
+        more = f"; {end} tried, a better one may lie beyond" if self.is_end else ""
+        if not self.is_clear:
+            more = f"; none is clearly below the {self.before:.4g} of the start, so it is the method's own"
+        return f"{self.rate:g} (probed {tried}; {self.steps} steps each{more})"
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Json], *, where: str) -> RateProbe:

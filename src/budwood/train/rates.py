@@ -34,6 +34,8 @@ FEWEST = 4
 """Steps at one rate that say anything about it."""
 WARM = 2
 """Steps of warm-up at each rate."""
+CLEAR = 0.02
+"""Share of the loss at the start that the best rate has to take off it, or the trials say nothing."""
 SCORED = 64
 """Most rows that rates are compared on."""
 
@@ -75,6 +77,9 @@ def try_rates(
 ) -> RateProbe:
     """The first steps of the run at each rate, compared; to be called before `fit`, and everything is as before.
 
+    The best wins if it is clearly below the loss of the start; else its own rate (`prepared.learning_rate`) is kept,
+    because rates that learned nothing yet are ordered by chance, and the lowest of them has done the least harm.
+
     held     rows that are not trained on; without them, training rows that the steps do not see
     start    where the run begins (`fit`)
     Raises   Diverged if no rate gets through, OutOfMemory as a step does
@@ -84,6 +89,8 @@ def try_rates(
     scored, what = _scored(feed, config, plan, held, standing.pieces)
     trials = []
     with same_randomness(), same_modes(prepared.model):
+        with _same_tensors(prepared):
+            before = _score(prepared, objective, scored)
         for rate in plan.rates:
             with _same_tensors(prepared):
                 trials.append(_trial(prepared, objective, feed, config, plan, rate, standing, scored))
@@ -92,8 +99,13 @@ def try_rates(
         tried = ", ".join(f"{trial.rate:g}" for trial in trials)
         first = f"at {trials[0].rate:g}, {trials[0].error}"
         raise Diverged(f"none of the learning rates {tried} gets through {plan.steps} steps: {first}")
+    lowest, best = min(losses)
+    safe = prepared.learning_rate < min((t.rate for t in trials if t.loss is None), default=math.inf)
+    is_clear = not safe or not lowest > (1 - CLEAR) * before
     return RateProbe(
-        rate=min(losses)[1],
+        rate=best if is_clear else prepared.learning_rate,
+        before=before,
+        is_clear=is_clear,
         trials=tuple(trials),
         steps=plan.steps,
         scored=what,

@@ -81,7 +81,7 @@ def test_learning_rates_that_are_tried_are_shown_and_in_json(
     words = [*QUICK[2:], "--budget", "16steps", "--rate-steps", "4", "--out", "tried"]
     ran = budwood("train", world.model, world.chat, *words, "--json")
     found = ran.json["rate_probe"]
-    assert found["rate"] in (1e-4, 1e-2) and found["steps"] == 4 and len(found["trials"]) == 2
+    assert found["rate"] in (1e-4, LoRA().rate, 1e-2) and found["steps"] == 4 and len(found["trials"]) == 2
     assert f"learning rate: {found['rate']:g} (probed 0.0001 {found['trials'][0]['loss']:.4g}, 0.01 " in ran.err
     assert "(probed 0.0001" in budwood("runs", "show", "tried").out
     assert budwood("runs", "show", "tried", "--json").json["manifest"]["rate_probe"] == found

@@ -99,12 +99,13 @@ def test_the_losses_are_those_of_the_run_at_that_rate() -> None:
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_nothing_is_left_of_it(precision: str) -> None:
     settings = {"method": SENSITIVE, "precision": precision, "accumulate": 2, "budget": "8steps"}
-    run, plain = (job(**settings, learning_rate=rate) for rate in (None, 1e-2))
+    run, plain = (job(**settings, learning_rate=rate) for rate in (None, 3e-2))
     run.prepared.model.eval()
     run.prepared.model.model.layers[0].train()
     modes = [module.training for module in run.prepared.model.modules()]
     before = everything(run)
-    probe = tried(run, held=rows(8, seed=5))
+    probe = tried(run, RatePlan(rates=(1e-4, 3e-2, 1e3), steps=10), held=rows())
+    assert probe.rate == 3e-2
     after = everything(run)
     assert all(torch.equal(before[name], after[name]) for name in {*before, *after})
     assert [module.training for module in run.prepared.model.modules()] == modes
@@ -131,11 +132,11 @@ def test_a_buffer_that_steps_change_is_put_back() -> None:
 
 
 def test_rates_that_diverge_lose_and_are_told() -> None:
-    probe = tried(job(method=SENSITIVE), RatePlan(rates=(1e-2, 1e30), steps=4), held=rows(8, seed=5))
-    assert probe.rate == 1e-2
+    probe = tried(job(method=SENSITIVE), RatePlan(rates=(3e-2, 1e30), steps=10), held=rows())
+    assert probe.rate == 3e-2
     assert probe.trials[1].loss is None
     assert "nan" in (probe.trials[1].error or "")
-    assert f"0.01 {probe.trials[0].loss:.4g}, 1e+30 diverged; 4 steps each; the lowest tried" in str(probe)
+    assert f"0.03 {probe.trials[0].loss:.4g}, 1e+30 diverged; 10 steps each; the lowest tried" in str(probe)
 
 
 def test_where_all_diverge_the_run_stops() -> None:
@@ -147,16 +148,25 @@ def test_where_all_diverge_the_run_stops() -> None:
     assert all(torch.equal(before[name], after[name]) for name in {*before, *after})
 
 
-def test_a_tie_goes_to_the_lower_rate() -> None:
-    run = job(method=SENSITIVE)
-
-    def blank(module: object, args: object, output: Tensor) -> Tensor:
-        return output * 0.0
-
-    run.prepared.model.lm_head.register_forward_hook(blank)
-    probe = tried(run, held=rows(8, seed=5))
-    assert len({trial.loss for trial in probe.trials}) == 1
-    assert probe.rate == 1e-4
+@pytest.mark.parametrize(
+    ("before", "losses", "rate", "is_clear"),
+    [
+        (2.0, (1.5, 1.5, 1.7), 1e-4, True),  # a tie
+        (2.0, (1.99, 1.98, 1.97), 3e-3, False),  # none learned yet
+        (2.0, (2.2, 2.3, float("inf")), 3e-3, False),
+        (2.0, (2.2, float("inf"), float("inf")), 1e-4, True),  # but where its own rate may diverge
+    ],
+)
+def test_the_lowest_loss_wins_if_it_says_anything(
+    monkeypatch: pytest.MonkeyPatch, before: float, losses: tuple[float, ...], rate: float, is_clear: bool
+) -> None:
+    scores = iter((before, *losses))
+    monkeypatch.setattr("budwood.train.rates._score", lambda *words: next(scores))
+    own = 3e-3 if before > losses[0] or losses[1] < 3 else 1.0
+    run = job(method=SENSITIVE, learning_rate=own)
+    probe = tried(run)
+    assert (probe.rate, probe.is_clear, probe.before) == (rate, is_clear, before)
+    assert ("none is clearly below the 2 of the start, so it is the method's own" in str(probe)) != is_clear
 
 
 def test_without_held_out_rows_others_of_the_training_rows_are_scored() -> None:
@@ -179,7 +189,8 @@ def test_memory_that_runs_out_is_met_as_in_a_run() -> None:
     handle.remove()
 
     def full(module: object, args: object, output: object) -> None:
-        raise MemoryError
+        if torch.is_grad_enabled():
+            raise MemoryError
 
     run.prepared.model.model.embed_tokens.register_forward_hook(full)
     with pytest.raises(OutOfMemory, match="step 1 does not fit"):
@@ -188,7 +199,9 @@ def test_memory_that_runs_out_is_met_as_in_a_run() -> None:
 
 def test_what_is_told() -> None:
     trials = tuple(RateTrial(rate=r, loss=loss) for r, loss in ((0.003, 2.91), (0.01, 2.4), (0.03, 2.22), (0.1, None)))
-    probe = RateProbe(rate=0.03, trials=trials, steps=20, scored="64 validation rows", seconds=1.0)
+    probe = RateProbe(
+        rate=0.03, trials=trials, steps=20, scored="64 validation rows", seconds=1.0, before=3.0, is_clear=True
+    )
     assert str(probe) == "0.03 (probed 0.003 2.91, 0.01 2.4, 0.03 2.22, 0.1 diverged; 20 steps each)"
     assert "the highest tried, a better one may lie beyond" in str(replace(probe, trials=trials[:3]))
     assert RateProbe.from_dict(asdict(probe), where="run.json") == probe
@@ -196,7 +209,15 @@ def test_what_is_told() -> None:
 
 @pytest.mark.parametrize("damage", [{"rate": "x"}, {"rate": -1.0}, {"trials": []}, {"trials": 3}, {"trial": []}])
 def test_a_damaged_record_is_refused(damage: dict[str, object]) -> None:
-    probe = RateProbe(rate=0.1, trials=(RateTrial(rate=0.1, loss=1.0),), steps=4, scored="4 rows", seconds=1.0)
+    probe = RateProbe(
+        rate=0.1,
+        trials=(RateTrial(rate=0.1, loss=1.0),),
+        steps=4,
+        scored="4 rows",
+        seconds=1.0,
+        before=1.0,
+        is_clear=True,
+    )
     with pytest.raises(BadCheckpoint, match=r"run.json does not say which learning rates were tried .* run again"):
         RateProbe.from_dict({**asdict(probe), **damage}, where="run.json")
 
