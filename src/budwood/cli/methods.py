@@ -51,6 +51,8 @@ def _explain(name: str, sink: Sink) -> None:
     sink.data(f"formula        {method.formula}")
     sink.data(f"paper          {method.paper}")
     sink.data(f"learning rate  {method.rate:g}")
+    if tried := ", ".join(f"{rate:g}" for rate in method.rates_to_try):
+        sink.data(f"tried first    {tried}, where a run names none: {method.rates_why}")
     sink.data("")
     described = _described(method)
     rows = [
@@ -77,6 +79,8 @@ def _described(method: Method) -> dict[str, Any]:
         "formula": method.formula,
         "paper": method.paper,
         "learning_rate": method.rate,
+        "rates": list(method.rates_to_try),
+        "rates_why": method.rates_why,
         "fields": [
             {
                 "name": field.name,

@@ -82,6 +82,7 @@ class Training:
     """causal-lm, masked-lm or classification, where the data leaves it open."""
     accumulate: Annotated[int | None, Unlisted] = None
     learning_rate: Annotated[float | None, Unlisted] = None
+    rate_steps: Annotated[int | None, Unlisted] = None
     schedule: Annotated[str | None, Unlisted] = None
     warmup: Annotated[float | None, Unlisted] = None
     weight_decay: Annotated[float | None, Unlisted] = None

@@ -57,7 +57,7 @@ class Progress:
         self.predicted_bytes = facts.predicted_bytes
         tell_preflight(facts, self.sink)
         self.sink.say()
-        self._doing("scoring the base")
+        self._doing("trying learning rates, and scoring the base" if facts.rates else "scoring the base")
 
     def note(self, text: str) -> None:
         """A line of its own."""

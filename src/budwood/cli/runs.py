@@ -80,6 +80,7 @@ def show(run: str = "latest", /, *, root: Path = Path("runs"), talk: Talk | None
         ("run", folder.path), ("status", manifest.status + (f": {manifest.error}" if manifest.error else "")),
         ("command", " ".join(manifest.command)), ("model", manifest.model), ("data", manifest.data),
         ("method", method_line(manifest)), *(("on top of", folder) for folder in manifest.on),
+        *((("learning rate", manifest.rate_probe),) if manifest.rate_probe else ()),
         ("started", manifest.started), ("finished", manifest.finished),
         *result_rows(result),
     ]  # fmt: skip
@@ -88,7 +89,7 @@ def show(run: str = "latest", /, *, root: Path = Path("runs"), talk: Talk | None
     for line in next_steps(folder, manifest.status):
         sink.say(line)
     sink.result(
-        {"path": str(folder.path), "manifest": vars(manifest), "result": result.to_dict() if result else None,
+        {"path": str(folder.path), "manifest": manifest.to_dict(), "result": result.to_dict() if result else None,
          "config": folder.config()}
     )  # fmt: skip
     return 0

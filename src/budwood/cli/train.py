@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,17 +94,18 @@ def run_told(job: Job, sink: Sink, *, shows_end: bool = True) -> Run:
 
 def tell_run(run: Run, sink: Sink) -> int:
     """What came out, where it is, what to type next."""
-    result = run.result
+    result, manifest = run.result, run.manifest
     sink.head("done")
     sink.tell(Table(("", ""), result_rows(result)))
     sink.say()
     sink.say(f"run folder   {run.path}")
-    for line in next_steps(run.folder, run.manifest.status):
+    for line in next_steps(run.folder, manifest.status):
         sink.say(line)
     if not sink.is_live:
         sink.data(str(run.path))
     sink.result(
-        {"run": run.path, "adapter": run.adapter, "status": run.manifest.status,
+        {"run": run.path, "adapter": run.adapter, "status": manifest.status,
+         "rate_probe": asdict(manifest.rate_probe) if manifest.rate_probe else None,
          "result": result.to_dict() if result else None}
     )  # fmt: skip
     return 0

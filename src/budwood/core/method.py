@@ -35,6 +35,10 @@ class Method:
     """A rate at which it learns on small and middle-sized models."""
     weight_decay: ClassVar[float] = 0.01
     """AdamW's decay for what it trains."""
+    rates: ClassVar[tuple[float, ...]] = ()
+    """Rates that a run which names none tries first, the lowest first; with none, it takes `rate`."""
+    rates_why: ClassVar[str] = ""
+    """Why they are worth trying, in one sentence."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other tools' names of the fields."""
     unused: ClassVar[tuple[str, ...]] = ()
@@ -118,6 +122,11 @@ class Method:
     def rate(self) -> float:
         """The learning rate to start from with these fields."""
         return self.learning_rate
+
+    @property
+    def rates_to_try(self) -> tuple[float, ...]:
+        """The learning rates worth trying with these fields, the lowest first."""
+        return self.rates
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data, tuples as lists."""

@@ -9,6 +9,8 @@ from budwood.records.meter import MemoryMeter as MemoryMeter
 from budwood.records.meter import Meter as Meter
 from budwood.records.meter import count as count
 from budwood.records.meter import cuda_memory as cuda_memory
+from budwood.records.rates import RateProbe as RateProbe
+from budwood.records.rates import RateTrial as RateTrial
 from budwood.records.result import Inference as Inference
 from budwood.records.result import Memory as Memory
 from budwood.records.result import Parameters as Parameters

@@ -12,6 +12,7 @@ import psutil
 
 from budwood.errors import BadCheckpoint
 from budwood.records.files import read_json
+from budwood.records.rates import RateProbe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,8 @@ class Manifest:
     """Folders of the adapters that it is trained on top of, the lowest first."""
     base: dict[str, Json] | None = None
     """Fingerprint of the base model."""
+    rate_probe: RateProbe | None = None
+    """The learning rates that were tried before the first step, and the one it was trained at; null if none were."""
     status: Status = "running"
     """How the run stands."""
     started: str = ""
@@ -91,6 +94,8 @@ def read_manifest(path: Path) -> Manifest:
         )
     for name in ("command", "resumed", "on"):
         data[name] = tuple(data.get(name) or ())
+    if data.get("rate_probe") is not None:
+        data["rate_probe"] = RateProbe.from_dict(data["rate_probe"], where=str(path))
     return Manifest(**data)
 
 

@@ -42,6 +42,7 @@ from budwood.records.result import Result
 
 if TYPE_CHECKING:
     from budwood.records.machine import Machine
+    from budwood.records.rates import RateProbe
 
 RESUMED = "resumed_after_step"
 
@@ -139,6 +140,10 @@ class RunFolder:
     def environment(self) -> dict[str, Json]:
         """environment.json.  Raises BadCheckpoint if it is damaged."""
         return read_json(self.path / "environment.json")
+
+    def probed(self, rates: RateProbe) -> None:
+        """Write down which learning rates were tried, and which it is trained at."""
+        self._write(replace(read_manifest(self.path / "run.json"), rate_probe=rates))
 
     def finish(self) -> None:
         """Mark as finished."""

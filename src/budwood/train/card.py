@@ -10,7 +10,7 @@ import yaml
 
 from budwood.data import Task
 from budwood.methods import method_to_dict
-from budwood.records import Quality
+from budwood.records import Quality, RateProbe
 from budwood.records.files import plain, write_text
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def write_card(
     prepared: Prepared,
     scores: Sequence[Quality],
     proofs: Sequence[str],
+    rates: RateProbe | None = None,
 ) -> Path:
     """Write README.md and return its path."""
     method = method_to_dict(job.method)
@@ -53,7 +54,8 @@ def write_card(
         f"# {job.method.name} adapter for {job.model_name}",
         "",
         f"Trained on {job.data_name} ({len(material.corpus.rows('train')):,} rows, {material.corpus.shape}) "
-        f"for {config.budget}, {config.batch} rows a step, learning rate {prepared.learning_rate:g}, "
+        f"for {config.budget}, {config.batch} rows a step, learning rate {prepared.learning_rate:g}"
+        f"{_tried(rates)}, "
         f"seed {config.seed}, in {str(prepared.compute).removeprefix('torch.')}.",
         "",
         *_below(job.on),
@@ -76,6 +78,13 @@ def write_card(
     ]
     write_text(folder / "README.md", "\n".join(lines))
     return folder / "README.md"
+
+
+def _tried(rates: RateProbe | None) -> str:
+    """How the learning rate was found."""
+    if rates is None:
+        return ""
+    return f" (the best of {', '.join(f'{trial.rate:g}' for trial in rates.trials)} after {rates.steps} steps each)"
 
 
 def _below(on: Sequence[str]) -> list[str]:

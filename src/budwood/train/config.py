@@ -70,7 +70,9 @@ class TrainConfig:
     accumulate: int = 1
     """Pieces a step's rows are computed in: more pieces need less memory and change nothing else."""
     learning_rate: float | None = None
-    """Peak learning rate; none takes the method's own default."""
+    """Peak learning rate; none takes the method's own, or the best of those it names, tried for a few steps."""
+    rate_steps: int = 20
+    """Most steps at each learning rate that is tried where none is said; 0 tries none."""
     schedule: str = "linear"
     """What the learning rate does after warm-up: linear or cosine (both to zero), or constant."""
     warmup: float = 0.06
@@ -257,6 +259,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "save_every": 0,
         "proof_steps": 0,
         "samples": 0,
+        "rate_steps": 0,
     }
     at_least |= {"warmup": 0, "weight_decay": 0, "clip": 0, "seed": 0}
     for name, least in at_least.items():

@@ -126,6 +126,7 @@ def finish_card(judge: Judge, folder: RunFolder, saved: Saved, movement: Movemen
         material=judge.material,
         prepared=judge.prepared,
         scores=scores,
+        rates=folder.manifest().rate_probe,
         proofs=(str(movement), str(saved.reload), str(saved.merge) if saved.merge else "cannot be merged"),
     )
 

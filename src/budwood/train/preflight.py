@@ -13,6 +13,7 @@ from budwood.train.config import TrainConfig
 from budwood.train.feed import Feed
 from budwood.train.memory import human_bytes
 from budwood.train.probe import Forecast
+from budwood.train.rates import RatePlan, plan_rates
 from budwood.train.setup import Prepared
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Preflight:
     base_count: int
     """Parameters of the base."""
     learning_rate: float
-    """The peak rate."""
+    """The peak rate, where none are tried."""
     device: str
     """Where it will run."""
     precision: str
@@ -83,6 +84,8 @@ class Preflight:
     """Seconds of training expected."""
     on: tuple[str, ...] = ()
     """Folders of the frozen adapters that it stands on, the lowest first."""
+    rates: RatePlan | None = None
+    """Learning rates that are tried before the first step."""
 
     @property
     def epochs(self) -> float:
@@ -109,7 +112,7 @@ class Preflight:
         share = self.trained_count / max(1, self.base_count)
         lines.append(
             f"{self.method}: {self.trained_count:,} parameters trained ({share:.2%} of {self.base_count:,}), "
-            f"learning rate {self.learning_rate:g}"
+            f"learning rate {self.rates or f'{self.learning_rate:g}'}"
         )
         lines += [f"on top of {folder}, which stays as it is" for folder in self.on]
         if forecast.pieces > 1:
@@ -173,6 +176,7 @@ def preflight(
     trained = count(prepared.parameters.values())
     budget = config.parsed_budget
     steps = budget.steps(feed.steps_per_epoch)
+    total = budget.amount / forecast.step_s if steps is None else steps
     return Preflight(
         data=data,
         method=prepared.adapter.method.name,
@@ -188,6 +192,7 @@ def preflight(
         predicted_bytes=held_bytes + forecast.step_bytes,
         predicted_s=budget.amount if steps is None else steps * forecast.step_s,
         on=on,
+        rates=plan_rates(prepared.adapter.method, config, total_steps=total),
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from budwood.errors import OutOfMemory
 from budwood.records import MemoryMeter, count
@@ -50,19 +52,14 @@ def probe(prepared: Prepared, objective: Objective, feed: Feed, config: TrainCon
     optimizer_bytes = ADAM_COPIES * count(prepared.parameters.values())[1]
     available = available_bytes(prepared.device)
     room = int(available * MARGIN) - optimizer_bytes
-    modes = [(module, module.training) for module in prepared.model.modules()]
-    prepared.trained.train()
-    peak = _peak(prepared.device)
-    try:
-        with same_randomness():
-            fits = _tried(prepared, objective, feed, 1) is not None and peak() <= room
-            if not fits:
-                raise OutOfMemory(_does_not_fit(prepared, feed, config, peak() + optimizer_bytes, available))
-            rows = min(-(-config.batch // config.accumulate), len(feed.examples))
-            rows, seconds = _rows_that_fit(prepared, objective, feed, rows, room, peak)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with same_modes(prepared.model), same_randomness():
+        prepared.trained.train()
+        peak = _peak(prepared.device)
+        fits = _tried(prepared, objective, feed, 1) is not None and peak() <= room
+        if not fits:
+            raise OutOfMemory(_does_not_fit(prepared, feed, config, peak() + optimizer_bytes, available))
+        rows = min(-(-config.batch // config.accumulate), len(feed.examples))
+        rows, seconds = _rows_that_fit(prepared, objective, feed, rows, room, peak)
     tokens = sum(len(feed.examples[index].ids) for index in feed.longest(rows))
     return Forecast(
         pieces=config.accumulate if rows * config.accumulate >= config.batch else -(-config.batch // rows),
@@ -71,6 +68,17 @@ def probe(prepared: Prepared, objective: Objective, feed: Feed, config: TrainCon
         step_s=seconds / tokens * _mean_step_tokens(feed, config.batch),
         longest_tokens=len(feed.examples[feed.longest(1)[0]].ids),
     )
+
+
+@contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Every module trains or evaluates afterwards as it did before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _rows_that_fit(

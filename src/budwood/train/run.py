@@ -24,6 +24,7 @@ from budwood.train.loop import Fitted, Saving, fit
 from budwood.train.observer import Observer, Silent
 from budwood.train.preflight import Preflight
 from budwood.train.proof import Ledger
+from budwood.train.rates import try_rates
 from budwood.train.recorder import Recorder
 from budwood.train.stacking import load_on
 from budwood.train.start import Started, manifest_of, start
@@ -208,6 +209,7 @@ def resume(
     job = Job.from_dict(folder.config())
     job = replace(
         job,
+        config=_as_probed(job.config, manifest),
         model=job.model if model is None else model,
         data=job.data if data is None else data,
         tokenizer=tokenizer,
@@ -218,6 +220,14 @@ def resume(
     started = start(job)
     listener.preflight(started.facts)
     return _carry_out(started, folder, Recorder(folder, listener), is_resumed=True)
+
+
+def _as_probed(config: TrainConfig, manifest: Manifest) -> TrainConfig:
+    """The settings with the learning rate that the run was begun at, where that was found by trying or not said."""
+    if config.learning_rate is not None:
+        return config
+    rate = manifest.rate_probe.rate if manifest.rate_probe else None
+    return replace(config, learning_rate=rate, rate_steps=0)
 
 
 @dataclass(frozen=True)
@@ -234,6 +244,7 @@ class _Before:
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
     with told_status(folder, is_claimed=not is_resumed) as status:
+        started = _at_the_best_rate(started, folder, observer)
         judge = Judge(started.job, started.material, started.prepared)
         before = _examine_base(judge)
         ledger = Ledger(started.prepared, started.objective, started.feed, after=started.job.config.proof_steps)
@@ -261,6 +272,25 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
         }
         folder.add_metrics({"step": fitted.standing.step, "proof": proof})
     return Run(folder)
+
+
+def _at_the_best_rate(started: Started, folder: RunFolder, observer: Recorder) -> Started:
+    """The job at the learning rate that did best, where some are to be tried; a resumed run says its own."""
+    plan = started.facts.rates
+    if plan is None:
+        return started
+    probe = try_rates(
+        started.prepared,
+        started.objective,
+        started.feed,
+        started.job.config,
+        plan,
+        held=started.material.valid,
+        start=started.beginning,
+    )
+    folder.probed(probe)
+    observer.note(f"learning rate: {probe}")
+    return replace(started, prepared=replace(started.prepared, learning_rate=probe.rate))
 
 
 def _examine_base(judge: Judge) -> _Before:

@@ -14,6 +14,7 @@ import yaml
 
 from budwood.cli import doctor
 from budwood.errors import NotAvailable
+from budwood.methods import LoRA
 from budwood.records import RunFolder
 from budwood.train import loop
 from budwood.train.job import Job
@@ -66,6 +67,24 @@ def test_json_is_one_object_with_the_five_dimensions(budwood: Run, world: World)
     assert {"parameters", "memory", "speed", "quality", "inference"} <= {
         name for name, value in ran.json["result"].items() if value
     }
+
+
+def test_learning_rates_that_are_tried_are_shown_and_in_json(
+    budwood: Run, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert budwood("train", world.model, world.chat, *QUICK, "--json").json["rate_probe"] is None
+    monkeypatch.setattr(LoRA, "rates", (1e-4, 1e-2))
+    monkeypatch.setattr(LoRA, "rates_why", "it is made up")
+    shown = budwood("methods", "lora")
+    assert "tried first    0.0001, 0.01, where a run names none: it is made up" in shown.out
+    assert budwood("methods", "lora", "--json").json["rates"] == [1e-4, 1e-2]
+    words = [*QUICK[2:], "--budget", "16steps", "--rate-steps", "4", "--out", "tried"]
+    ran = budwood("train", world.model, world.chat, *words, "--json")
+    found = ran.json["rate_probe"]
+    assert found["rate"] in (1e-4, LoRA().rate, 1e-2) and found["steps"] == 4 and len(found["trials"]) == 2
+    assert f"learning rate: {found['rate']:g} (probed 0.0001 {found['trials'][0]['loss']:.4g}, 0.01 " in ran.err
+    assert "(probed 0.0001" in budwood("runs", "show", "tried").out
+    assert budwood("runs", "show", "tried", "--json").json["manifest"]["rate_probe"] == found
 
 
 def test_a_classifier(budwood: Run, world: World) -> None:
