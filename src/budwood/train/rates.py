@@ -23,7 +23,7 @@ from budwood.train.objective import Objective
 from budwood.train.observer import Silent
 from budwood.train.probe import same_modes
 from budwood.train.randomness import same_randomness, seed_everything
-from budwood.train.setup import Prepared, build_optimizer
+from budwood.train.setup import Prepared, build_optimizer, decay_of
 from budwood.train.step import agree, gradients, update
 
 MOST_SHARE = 0.1
@@ -124,7 +124,7 @@ def _trial(
     scored: Sequence[Batch],
 ) -> RateTrial:
     """The run's own first steps at a constant rate, with an optimizer of their own."""
-    optimizer = build_optimizer(prepared.parameters, rate, config.weight_decay)
+    optimizer = build_optimizer(prepared.parameters, rate, decay_of(prepared.adapter.method, config))
     trial = replace(prepared, learning_rate=rate, optimizer=optimizer)
     seed_everything(config.seed)
     prepared.trained.train()

@@ -105,9 +105,13 @@ def prepare(
             _refuse_unfired(model, sample)
     trained = accelerator.prepare_model(model, device_placement=False)
     rate = method.rate if config.learning_rate is None else config.learning_rate
-    decay = method.weight_decay if config.weight_decay is None else config.weight_decay
-    optimizer = build_optimizer(parameters, rate, decay)
+    optimizer = build_optimizer(parameters, rate, decay_of(method, config))
     return Prepared(model, trained, adapter, parameters, optimizer, rate, device, compute, accelerator, below)
+
+
+def decay_of(method: Method, config: TrainConfig) -> float:
+    """AdamW's decay: the config's, or else the method's."""
+    return method.weight_decay if config.weight_decay is None else config.weight_decay
 
 
 def build_optimizer(
