@@ -21,10 +21,16 @@ from budwood.methods import (
     Compacter,
     LinearAdapter,
     LoRA,
+    MultitaskPrompt,
     Parallel,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
     Selective,
 )
 from budwood.methods.bottleneck import Bottleneck
+from budwood.methods.words import FromWords
 from families import FAMILIES
 
 QV = ("attn.q", "attn.v", "cross.q?", "cross.v?")
@@ -56,6 +62,15 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS if me
     "bitfit": Selective(part="bitfit"),
     "last-layers": Selective(part="last-layers", last=1),
     "head": Selective(part="head"),
+    "prefix-tuning": PrefixTuning(length=3, width=8),
+    "prefix-rows": PrefixTuning(length=3, width=None, init="random", positions="shifted"),
+    "p-tuning-v2": PTuningV2(length=4),
+    "p-tuning-v2-attn": PTuningV2(length=2, targets=("attn",), layers=(0,)),
+    "prompt-tuning": PromptTuning(length=3),
+    "prompt-front": PromptTuning(length=3, place="front", init="random"),
+    "p-tuning": PTuning(length=3, width=6),
+    "p-tuning-mlp": PTuning(length=3, encoder="mlp", place="after-first"),
+    "multitask-prompt": MultitaskPrompt(length=3, tasks=2, rank=2),
 }
 IN_PLACE = ("full", "selective", "last-layers")
 """Variants that train the base's own weights."""
@@ -63,6 +78,8 @@ ADDED = tuple(
     v for v, m in VARIANTS.items() if isinstance(m, Bottleneck | LinearAdapter)
 )  # fmt: skip
 """Variants that put small networks beside the base's weights, and so cannot be merged."""
+BESIDE = tuple(v for v, m in VARIANTS.items() if isinstance(m, FromWords))
+"""Variants that stand beside the text, and so are never the identity and cannot be merged."""
 AT_SUBLAYERS = tuple(v for v in ADDED if isinstance(VARIANTS[v], Bottleneck))
 """Those of them that read residuals and norms."""
 PLACES = ("llama", "gpt2", "bert", "gpt_neox", "falcon", "bart", "t5", "mixtral", "gemma2", "granite", "albert")

@@ -15,7 +15,8 @@ from adapted import VARIANTS, adapted, logits, perturb, weighted
 FAMILIES = ("llama", "gpt2", "bert", "gpt_neox", "qwen3_moe")
 
 
-PAIRS = (("lora", "lora-all"), ("adapter-h", "parallel-all"), ("language", "compacter"), ("parallel-heads", "lora-qv"))
+PAIRS = (("lora", "lora-all"), ("adapter-h", "parallel-all"), ("language", "compacter"), ("parallel-heads", "lora-qv"),
+         ("prefix-tuning", "lora-all"), ("p-tuning", "adapter-h"), ("prefix-rows", "prompt-front"))  # fmt: skip
 """Adapters a and b; parallel-heads and the like read one module at another."""
 
 
@@ -50,7 +51,12 @@ def run(model: nn.Module, batch: dict[str, Tensor], *, switch: bool) -> dict[str
 @pytest.mark.parametrize(
     ("family", "pair"),
     [(family, PAIRS[0]) for family in FAMILIES]
-    + [(family, pair) for family in ("llama", "bert", "falcon", "bart", "mixtral") for pair in PAIRS[1:]],
+    + [
+        (family, pair)
+        for family in ("llama", "bert", "falcon", "bart", "mixtral")
+        for pair in PAIRS[1:]
+        if not (family == "falcon" and pair[0].startswith("prefix"))
+    ],
     ids=str,
 )
 def test_plan_switched_before_backward(family: str, pair: tuple[str, str], reentrant: bool) -> None:
@@ -64,7 +70,7 @@ def test_plan_switched_before_backward(family: str, pair: tuple[str, str], reent
     found = run(model, batch, switch=True)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * max(1.0, float(gradient.abs().max())))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

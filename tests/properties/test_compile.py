@@ -34,6 +34,9 @@ def slow(*case: str) -> object:
         slow("llama", "adapter-h-ln"), slow("llama", "language"), slow("falcon", "parallel-all"),
         slow("gpt2", "parallel-heads"), slow("llama", "parallel-before"), slow("llama", "compacter"),
         slow("llama", "linear-adapter"), slow("bert", "adapter-h-norms"),
+        slow("llama", "prefix-tuning"), slow("bert", "p-tuning-v2"), slow("gpt2", "prefix-rows"),
+        slow("t5", "prefix-tuning"),
+        slow("llama", "prompt-tuning"), slow("bert", "p-tuning-mlp"), slow("bert", "prompt-front"),
         slow("gpt2", "lora-qv"), slow("gpt2", "bitfit"), slow("bert", "lora"),
     ],
 )  # fmt: skip

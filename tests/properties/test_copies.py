@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import budwood.core as core
-from adapted import VARIANTS, adapted, anatomy_of, cases, close, logits, perturb, weighted
+from adapted import BESIDE, VARIANTS, adapted, anatomy_of, cases, close, logits, perturb, weighted
 from budwood.errors import BadConfig
 from budwood.interop import load, save
 from budwood.methods import AdapterP
@@ -53,10 +53,13 @@ def test_save_and_load_are_exact(family: str, variant: str, tmp_path: Path) -> N
     save(model, tmp_path / "adapter", name="faq")
     fresh = FAMILIES[family].build()
     adapter = load(fresh, tmp_path / "adapter", name="other", anatomy=anatomy_of(family))
-    assert adapter.method == VARIANTS[variant]
+    attached = core.adapters(model)["faq"].method
+    assert attached == VARIANTS[variant] or variant in BESIDE  # these decide on a place when they see the model
+    assert adapter.method == attached.deployed
     saved, loaded = core.named_parameters(model, "faq"), core.named_parameters(fresh, "other")
-    assert saved.keys() == loaded.keys()
-    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+    if attached == attached.deployed:
+        assert saved.keys() == loaded.keys()
+        assert all(torch.equal(saved[key], loaded[key]) for key in saved)
     with torch.no_grad():
         assert torch.equal(logits(fresh, batch), logits(model, batch))
 

@@ -12,6 +12,7 @@ import budwood.core as core
 from adapted import VARIANTS, adapted, perturb
 from families import PAD
 
+IN_TEXT = ("prefix-tuning", "prefix-rows", "prompt-tuning", "p-tuning")
 DECODERS = ("llama", "gpt2", "gpt_neox", "qwen3_moe", "t5", "mbart")
 
 
@@ -24,7 +25,8 @@ def generate(model: nn.Module, ids: Tensor, **settings: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("family", "variant"),
     [(family, variant) for family in DECODERS for variant in ("lora-all", "ia3", "full", "adapter-h", "parallel-all")]
-    + [(family, variant) for family in ("llama", "falcon", "bart") for variant in ("language", "parallel-heads")],
+    + [(family, variant) for family in ("llama", "falcon", "bart") for variant in ("language", "parallel-heads")]
+    + [(family, variant) for family in (*DECODERS, "mistral", "gemma2", "bart") for variant in IN_TEXT],
 )
 def test_cache_changes_nothing(family: str, variant: str) -> None:
     model, batch = adapted(family, variant, perturbed=True)
@@ -34,8 +36,8 @@ def test_cache_changes_nothing(family: str, variant: str) -> None:
         assert torch.equal(cached, generate(model, ids, num_beams=beams, use_cache=False))
 
 
-@pytest.mark.parametrize("variant", ["lora-all", "adapter-p-all", "parallel-before"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("variant", ["lora-all", "adapter-p-all", "parallel-before", *IN_TEXT])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
 def test_left_padding_changes_nothing(family: str, variant: str) -> None:
     model, batch = adapted(family, variant, perturbed=True)
     ids = batch["input_ids"][:1]
@@ -44,7 +46,7 @@ def test_left_padding_changes_nothing(family: str, variant: str) -> None:
     assert torch.equal(generate(model, padded, attention_mask=mask)[:, 3:], generate(model, ids))
 
 
-@pytest.mark.parametrize("variant", ["lora-all", "language", "parallel-all"])
+@pytest.mark.parametrize("variant", ["lora-all", "language", "parallel-all", *IN_TEXT])
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_one_adapter_a_row(family: str, beams: int, variant: str) -> None:

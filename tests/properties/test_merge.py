@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import budwood.core as core
-from adapted import ADDED, adapted, cases, close, logits
+from adapted import ADDED, BESIDE, adapted, cases, close, logits
 from budwood.errors import CannotFold
 from families import FAMILIES, SMALL
 
@@ -22,12 +22,12 @@ def test_merged_equals_attached_or_is_refused(family: str, variant: str) -> None
         try:
             core.merge(model, "faq")
         except CannotFold as refusal:
-            words = ("cannot be folded",) if variant in ADDED else ("tied to", "no bias", "without a bias")
+            words = ("cannot be folded",) if variant in (*ADDED, *BESIDE) else ("tied to", "no bias", "without a bias")
             assert any(word in str(refusal) for word in words)
             assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
             assert torch.equal(logits(model, batch), expected)
             return
-        assert variant not in ADDED
+        assert variant not in (*ADDED, *BESIDE)
         assert close(logits(model, batch), expected, tolerance)
     assert core.adapters(model) == {}
     assert model.state_dict().keys() == FAMILIES[family].build().state_dict().keys()

@@ -7,11 +7,12 @@ import torch
 from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
 import budwood.core as core
-from adapted import AT_SUBLAYERS, VARIANTS, anatomy_of
+from adapted import AT_SUBLAYERS, BESIDE, VARIANTS, anatomy_of
 from budwood.anatomy import discover
 from budwood.core import Method
 from budwood.errors import BadConfig, BudwoodError, NoSuchSite
 from budwood.methods import AdapterH, AdapterP, Compacter, LinearAdapter, Parallel
+from budwood.methods.prefix import Prefix
 from families import FAMILIES, GQA, LLAMA, _build
 
 FUSED = {"phi3", "gpt2", "gpt2-classify", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "codegen", "modernbert"}
@@ -29,6 +30,12 @@ NO_SUBLAYER = {"mamba", "rwkv"}
 """A mixer alone; a feed-forward that a gate scales before the sum."""
 NO_INVERSE = {"electra", "albert"}
 """An output embedding narrower than the blocks; a first block that runs once for every layer."""
+OWN_ATTENTION = {"gptj", "gpt_neo", "codegen", "falcon", "mpt", "bloom", "deberta-v2"}
+"""Whose attention does not go through transformers' attention functions."""
+NO_POSITION_IDS = {"bart", "mbart"}
+"""Whose positions are counted inside, so that a text cannot start later."""
+NO_CACHE = {"mamba", "rwkv"}
+"""Whose state does not say where a text begins."""
 IN_FRONT = {"parallel-before", "parallel-heads", "parallel-queries"}
 """What reads the queries, which latent attention makes in two steps."""
 
@@ -41,12 +48,16 @@ def expected(family: str) -> set[str]:
     refused |= set(AT_SUBLAYERS) if family in NO_SUBLAYER else set()
     refused |= {"language"} if family in NO_INVERSE else set()
     refused |= IN_FRONT if family == "deepseek_v2" else set()
+    refused |= {v for v in BESIDE if isinstance(VARIANTS[v], Prefix)} if family in OWN_ATTENTION | NO_CACHE else set()
+    refused |= set(BESIDE) if family in NO_CACHE else set()
+    refused |= {"prefix-rows"} if family in NO_POSITION_IDS else set()
     refused |= {"linear-adapter", "linear-adapter-p"} if family in NO_MLP_LINEAR | {"mamba"} else set()
     return refused | ({"ia3"} if family in NO_MLP_LINEAR else set())
 
 
 SAY = (
     *("roles in this model", "sub-layers in this model", "use part=norms", "leave it out"),
+    *("use prompt-tuning or p-tuning", "use lora or an adapter", "use positions=kept"),
     *("leave invertible=true out", "use attention=after", "adapt its linears"),
 )
 """What a refusal says of the way on."""

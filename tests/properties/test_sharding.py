@@ -19,7 +19,7 @@ from adapted import VARIANTS, adapted, anatomy_of, logits, perturb, weighted
 from budwood.errors import WrongOrder
 from families import FAMILIES
 
-ACROSS = ("language", "compacter")
+ACROSS = ("language", "compacter", "prefix-tuning")
 """Variants of which one site reads the weights of another."""
 
 
@@ -64,7 +64,18 @@ def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", ["lora-all", "ia3", "lora-dora", "adapter-h", "adapter-p-all", "parallel-heads", *ACROSS]
+    "variant",
+    [
+        "lora-all",
+        "ia3",
+        "lora-dora",
+        "adapter-h",
+        "adapter-p-all",
+        "parallel-heads",
+        "prefix-rows",
+        "prompt-tuning",
+        *ACROSS,
+    ],
 )
 def test_gradients_equal_one_process(variant: str, tmp_path: Path) -> None:
     with socket.socket() as probe:

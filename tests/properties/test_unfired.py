@@ -14,7 +14,9 @@ from budwood.methods import LoRA
 from families import FAMILIES, SMALL
 
 
-@pytest.mark.parametrize("variant", ["lora", "lora-all", "ia3", "bitfit", "adapter-h", "language"])
+@pytest.mark.parametrize(
+    "variant", ["lora", "lora-all", "ia3", "bitfit", "adapter-h", "language", "prefix-tuning", "prompt-tuning"]
+)
 @pytest.mark.parametrize("family", SMALL)
 def test_everything_fires(family: str, variant: str) -> None:
     model, batch = adapted(family, variant)

@@ -205,7 +205,7 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if block is not None and seen == 0:
         _insert(entrance, block, changed, text)
     elif block is not None:
-        _continue(entrance, block, changed)
+        _continue(block, changed, seen, text.shape[1])
     if entrance.has_positions and not (isinstance(shift, int) and shift == 0):
         changed["position_ids"] = _shifted(entrance, changed, shift, seen)
     return (), changed
@@ -311,15 +311,15 @@ def _positioned(
     return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
 
 
-def _continue(entrance: Entrance, block: Block, given: dict[str, Any]) -> None:
-    """For tokens after a text that is in the cache with its block."""
+def _continue(block: Block, given: dict[str, Any], seen: int, length: int) -> None:
+    """For `length` tokens after a text that is in the cache with its block, `seen` in all."""
     mask = mask_of(given.get("attention_mask"))
     cache = given["past_key_values"]
+    if mask is None and block.visible is not None:  # generate leaves a mask of ones out
+        mask = torch.ones_like(block.visible, dtype=torch.int64)[:, :1].expand(-1, seen + length - block.ids.shape[1])
     if mask is not None:
         order, _ = order_of(block, mask, mask.shape[1], mask.device)
         given["attention_mask"] = arranged(mask_for(block, mask), mask, order)
-    elif block.visible is not None:
-        raise BadConfig("prompts of several lengths need an attention_mask [batch, tokens] in every step of generation")
     room = cache.get_max_cache_shape() if cache.is_compileable else -1
     if mask is not None and 0 < room < given["attention_mask"].shape[1]:
         raise BadConfig(

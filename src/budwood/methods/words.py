@@ -130,7 +130,7 @@ def starting_rows(site: Site, base: nn.Module, method: FromWords) -> Tensor:
         return torch.empty(method.length, site.out_features, device="meta")
     if method.init != "random":
         return method.embedded(base, site.in_features)
-    return torch.randn(method.length, site.out_features) * float(weight.float().std())
+    return torch.randn(method.length, site.out_features) * float(weight.detach().float().std())
 
 
 def _words(tokenizer: Any) -> Sequence[int]:
