@@ -65,7 +65,7 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS if me
     "prefix-tuning": PrefixTuning(length=3, width=8),
     "prefix-rows": PrefixTuning(length=3, width=None, init="random", positions="shifted"),
     "p-tuning-v2": PTuningV2(length=4),
-    "p-tuning-v2-attn": PTuningV2(length=2, targets=("attn",), layers=(0,)),
+    "p-tuning-v2-attn": PTuningV2(length=2, targets=("attn",)),
     "prompt-tuning": PromptTuning(length=3),
     "prompt-front": PromptTuning(length=3, place="front", init="random"),
     "p-tuning": PTuning(length=3, width=6),
