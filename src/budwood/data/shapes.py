@@ -130,10 +130,12 @@ def _plain(fields: Fields) -> Text:
 
 
 CHAT: tuple[Task, ...] = ("causal-lm",)
-CLASSES: tuple[Task, ...] = ("classification",)
+TWO_TURNS: tuple[Task, ...] = ("causal-lm", "seq2seq")
+CLASSES: tuple[Task, ...] = ("classification", "cloze")
 PLAIN: tuple[Task, ...] = ("causal-lm", "masked-lm")
 WANTED: Mapping[Task, str] = {
     "causal-lm": "to learn text", "classification": "to classify", "masked-lm": "to learn text with hidden words",
+    "seq2seq": "to turn one text into another", "cloze": "to classify by words",
 }  # fmt: skip
 """What each task does with rows, for messages."""
 LABELLED = '{"text": "...", "label": "..."}'
@@ -143,12 +145,14 @@ SHAPES = (
           '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'),
     Shape("sharegpt conversations", CHAT, ("conversations",), ("system", "tools"), _sharegpt,
           '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'),
-    Shape("instruction/output", CHAT, ("instruction", "output"), ("input", "history", "system"), _alpaca,
+    Shape("instruction/output", TWO_TURNS, ("instruction", "output"), ("input", "history", "system"), _alpaca,
           '{"instruction": "...", "input": "...", "output": "..."}'),
-    Shape("prompt/completion", CHAT, ("prompt", "completion"), ("system", "tools"),
+    Shape("prompt/completion", TWO_TURNS, ("prompt", "completion"), ("system", "tools"),
           _asked_and_answered("prompt", "completion"), '{"prompt": "...", "completion": "..."}'),
-    Shape("question/answer", CHAT, ("question", "answer"), ("system",),
+    Shape("question/answer", TWO_TURNS, ("question", "answer"), ("system",),
           _asked_and_answered("question", "answer"), '{"question": "...", "answer": "..."}'),
+    Shape("source/target", TWO_TURNS, ("source", "target"), (),
+          _asked_and_answered("source", "target"), '{"source": "...", "target": "..."}'),
     Shape("sentence1 + sentence2 + label", CLASSES, ("sentence1", "sentence2", "label"), (),
           _labelled("sentence1", "sentence2"), '{"sentence1": "...", "sentence2": "...", "label": "..."}'),
     Shape("text + label", CLASSES, ("text", "label"), (), _labelled("text"), LABELLED),
@@ -221,7 +225,11 @@ def _unrecognised(found: Collection[str], columns: Mapping[str, str], task: Task
     wanted = WANTED[task] if task else "to learn"
     some = list(found)
     first, second = some[0], some[1 if len(some) > 1 else 0]
-    flags = {"classification": f"text={first},label={second}", "masked-lm": f"text={first}"}
+    labelled = f"text={first},label={second}"
+    flags = {
+        "classification": labelled, "cloze": labelled, "masked-lm": f"text={first}",
+        "seq2seq": f"source={first},target={second}",
+    }  # fmt: skip
     flag = flags.get(task or "", f"prompt={first},completion={second}")
     given = f" with --columns {','.join(f'{a}={b}' for a, b in columns.items())}" if columns else ""
     shapes = "; ".join(" + ".join(shape.required) for shape in SHAPES if task is None or task in shape.tasks)
