@@ -33,6 +33,7 @@ from budwood.data.pattern import with_cloze as with_cloze
 from budwood.data.preview import preview as preview
 from budwood.data.preview import stretches as stretches
 from budwood.data.seq2seq import encode_sources as encode_sources
+from budwood.data.shapes import for_encoder_decoder as for_encoder_decoder
 from budwood.data.shapes import parse_columns as parse_columns
 from budwood.data.sources import read as read
 from budwood.data.templates import Template as Template

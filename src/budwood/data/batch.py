@@ -53,6 +53,11 @@ class Example:
     """0-based index into the rows of its split: `corpus.rows(split)[row]`, `corpus.where(split, row)`."""
 
     @property
+    def size(self) -> int:
+        """Tokens that a model reads and, an encoder-decoder, writes."""
+        return len(self.ids) + len(self.target or ())
+
+    @property
     def num_targets(self) -> int:
         """How many targets the loss is a sum over: learned tokens after the shift, or 1 for a class label."""
         if self.target is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from budwood.data.corpus import Conversation, Labelled, Task, Text, Turn
+from budwood.data.corpus import Conversation, Corpus, Labelled, Task, Text, Turn
 from budwood.errors import BadConfig, BadData, did_you_mean
 
 Fields = Mapping[str, object]
@@ -163,6 +163,12 @@ SHAPES = (
 
 CANONICAL = tuple(dict.fromkeys(name for shape in SHAPES for name in (*shape.required, *shape.optional)))
 """Column names that mean something."""
+
+
+def for_encoder_decoder(corpus: Corpus) -> Corpus:
+    """The corpus as pairs of texts, where its rows are such and would be a decoder's text; any other as it is."""
+    tasks = next((shape.tasks for shape in SHAPES if shape.name == corpus.shape), ())
+    return replace(corpus, task="seq2seq") if corpus.task == "causal-lm" and "seq2seq" in tasks else corpus
 
 
 def parse_columns(text: str) -> dict[str, str]:

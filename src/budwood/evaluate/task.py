@@ -161,7 +161,7 @@ def batches(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, siz
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")
-    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    ordered = sorted(examples, key=lambda example: -example.size)
     for start in range(0, len(ordered), size):
         yield collate(ordered[start : start + size], int(pad))
 

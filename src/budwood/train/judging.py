@@ -105,7 +105,7 @@ class Judge:
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
         """The examples in batches, the longest first."""
-        ordered = sorted(examples, key=lambda example: -len(example.ids))
+        ordered = sorted(examples, key=lambda example: -example.size)
         for start in range(0, len(ordered), size):
             yield collate(ordered[start : start + size], self.material.pad_id)
 

@@ -23,7 +23,7 @@ from budwood.assets import (
     stored_labels,
 )
 from budwood.core import base_state_dict
-from budwood.data import Corpus, Encoded, Example, encode, read, with_cloze, with_validation
+from budwood.data import Corpus, Encoded, Example, encode, for_encoder_decoder, read, with_cloze, with_validation
 from budwood.errors import BadConfig
 from budwood.evaluate.generate import context_of
 from budwood.train.job import Job
@@ -167,8 +167,8 @@ def _corpus(job: Job, ref: ModelRef | None, given: PreTrainedModel | None) -> Co
         source = resolve_data(source, offline=job.offline)
     corpus = read(source, columns=job.columns, task=job.task)
     kind = _kind_of(given) if given is not None else stored_kind(_needed(ref), trust_remote_code=job.trust_remote_code)
-    if job.task is None and kind == "encoder-decoder" and corpus.task == "causal-lm":
-        corpus = read(source, columns=job.columns, task="seq2seq")
+    if job.task is None and kind == "encoder-decoder":
+        corpus = for_encoder_decoder(corpus)
     if job.cloze is not None:
         corpus = with_cloze(corpus, job.cloze.for_model(is_masked=kind == "encoder"))
     if corpus.task == "classification":

@@ -74,5 +74,7 @@ def test_pairs_of_texts(budwood: Run, here: Path) -> None:
     for subject in ("run", "alone"):
         merged = budwood("merge", subject, "--out", f"merged-{subject}")
         assert merged.code == 0, merged.err
+    shown = budwood("data", "show", "asked.jsonl", "--model", "t5", "--rows", "1")
+    assert shown.code == 0 and " -> [[An answer" in shown.out
     ran = budwood("train", "t5", "pairs.tsv", *QUICK, "--task", "causal-lm")
     assert ran.code == 3 and "no shape recognised" in ran.err

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from budwood.data import IGNORE, collate, encode, encode_sources, preview, read
+from budwood.data import IGNORE, collate, encode, encode_sources, for_encoder_decoder, preview, read
 from budwood.errors import BadConfig, BadData
 from tiny_tokenizers import make_tokenizer
 
@@ -29,6 +29,13 @@ def test_every_pair_of_texts_is_read(write: Any, base: Any, row: dict[str, str],
     assert example.num_targets == encoded.report.learned_tokens == len(example.target) and example.labels is None
     assert preview(example, base) == f"{source} -> [[a place</s>]]"
     assert read(path).task == "causal-lm"  # a decoder learns the same rows where nobody says
+    assert for_encoder_decoder(read(path)).task == "seq2seq"
+
+
+def test_rows_that_are_no_pairs_stay_what_they_are(write: Any) -> None:
+    text = read(write("text.jsonl", [{"text": "a place"}]))
+    films = read(write("films.jsonl", [{"text": "a", "label": label} for label in "xy"]))
+    assert for_encoder_decoder(text) is text and for_encoder_decoder(films) is films
 
 
 def test_a_target_ends_once_and_rows_lose_their_end(write: Any, base: Any) -> None:
