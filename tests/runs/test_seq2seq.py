@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("t5", "bart"):
         encoder_decoder(place / family, family)
     model_folder(place / "llama")
-    said = ["good film", "bad", "the sound of it"]
+    said = ["good film", "bad sound", "it is"]
     rows = [{"source": f"what is w{n % 3} of w{n % 17 + 20} ?", "target": said[n % 3]} for n in range(120)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
@@ -71,9 +71,9 @@ def test_pairs_are_learned_and_answered(place: Path, tmp_path: Path, family: str
     corpus = read(place / "pairs.jsonl", task="seq2seq")
     options = Options(metrics=("exact_match", "bleu", "loss"), max_new_tokens=8)
     assert evaluate(model, made, corpus, "train", options=options).score("exact_match").value > 0.9
-    alone = [generate(model, made, [text], max_new_tokens=8)[0] for text in ("what is w1 of w9 ?", "w2")]
-    assert alone == generate(model, made, ["what is w1 of w9 ?", "w2"], max_new_tokens=8)
-    assert alone[0].strip() == "bad"
+    alone = [generate(model, made, [text], max_new_tokens=8)[0] for text in ("what is w1 of w29 ?", "w2")]
+    assert alone == generate(model, made, ["what is w1 of w29 ?", "w2"], max_new_tokens=8)
+    assert alone[0].strip() == "bad sound"
     assert run.samples()[-1]["now"] == run.samples()[-1]["reference"]
 
 
