@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from budwood.core import using
 from budwood.data import read, with_cloze
 from budwood.data.pattern import Cloze
 from budwood.errors import BadConfig, NotAvailable
@@ -70,6 +71,26 @@ def test_a_class_is_learned_through_words(place: Path, tmp_path: Path, kind: str
     ]
     sample = run.samples()[-1]
     assert sample["now"] == sample["reference"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_p_tuning_stands_in_for_the_pattern_s_pseudo_tokens(place: Path, tmp_path: Path, kind: str) -> None:
+    pattern = "<p><p> {text} <p> <mask>"
+    run = go(place / kind, place / "films.tsv", tmp_path / "run", method="p-tuning", pattern=pattern)
+    bare = go(place / kind, place / "films.tsv", tmp_path / "bare", pattern="{text} <mask>", budget="1steps")
+    found, without = ({entry.metric: entry for entry in one.result.quality} for one in (run, bare) if one.result)
+    assert found["loss"].base == without["loss"].base  # the base reads the pattern without them
+    proof = next(line["proof"] for line in run.metrics() if "proof" in line)
+    assert proof["reload"]["largest_difference"] <= 1e-6 and proof["movement"]["unmoved"] == {}
+    assert run.manifest.method["p-tuning"]["length"] == 3 and run.manifest.method["p-tuning"]["place"] == "inside"
+    model, made = run.load()
+    said = describe(run.adapter)
+    assert said.cloze is not None
+    corpus = with_cloze(read(place / "films.tsv", task="cloze", labels=said.labels), Cloze.from_dict(said.cloze))
+    trained, again = (evaluate(model, made, corpus, "train").score("loss").value for _ in range(2))
+    with using(model, None):
+        base = evaluate(model, made, corpus, "train").score("loss").value
+    assert trained == again != base
 
 
 def test_resumed_settings_say_the_same(place: Path) -> None:
