@@ -5,6 +5,7 @@ from budwood.assets.catalogue import Asset as Asset
 from budwood.assets.load import load_model as load_model
 from budwood.assets.load import load_tokenizer as load_tokenizer
 from budwood.assets.load import stored_context as stored_context
+from budwood.assets.load import stored_kind as stored_kind
 from budwood.assets.load import stored_labels as stored_labels
 from budwood.assets.resolve import ModelRef as ModelRef
 from budwood.assets.resolve import resolve_data as resolve_data

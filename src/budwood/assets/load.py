@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from budwood.assets.resolve import ModelRef
 
-Task = Literal["causal-lm", "classification", "masked-lm"]
+Task = Literal["causal-lm", "classification", "masked-lm", "seq2seq", "cloze"]
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def load_model(
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if labels is not None and task == "classification":
         settings.update(_label_settings(ref, config, labels))
-    model, report = _read_weights(ref, _auto_class(task), dtype, settings)
+    model, report = _read_weights(ref, _auto_class(task, config), dtype, settings)
     _check_report(ref, model, report, task, labels)
     _set_padding(ref, model, trust_remote_code)
     return model
@@ -86,6 +87,20 @@ def stored_context(ref: ModelRef, *, trust_remote_code: bool = False) -> int | N
     config = _read_config(ref, trust_remote_code).get_text_config().to_dict()
     limits = [config[name] for name in ("max_position_embeddings", "n_positions") if config.get(name)]
     return int(limits[0]) if limits and limits[0] > 0 else None
+
+
+def stored_kind(ref: ModelRef, *, trust_remote_code: bool = False) -> Kind:
+    """Returns how the model reads and writes text, as its configuration says."""
+    return _kind(_read_config(ref, trust_remote_code))
+
+
+def _kind(config: Any) -> Kind:
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder", False)
+    return "encoder" if is_encoder else "decoder"
 
 
 def _labels_of(config: Any) -> tuple[str, ...] | None:
@@ -133,6 +148,7 @@ def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     )
 
@@ -155,12 +171,24 @@ def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
                 f"plain text with --task causal-lm"
             )
         return
+    if task == "seq2seq":
+        if not config.is_encoder_decoder or (
+            kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and "AutoModelForSeq2SeqLM" not in own_code
+        ):
+            raise NotAvailable(
+                f"{ref.name} ({config.model_type}) is no encoder-decoder, as T5 and BART are, which --task seq2seq "
+                "needs. A decoder learns to answer with --task causal-lm"
+            )
+        return
     if config.is_encoder_decoder:
         raise NotAvailable(
-            f"{ref.name} ({config.model_type}) is an encoder-decoder, and a decoder is asked for here (causal LM); "
-            f"name a causal LM such as demo-lm"
+            f"{ref.name} ({config.model_type}) is an encoder-decoder, and {task} needs a decoder"
+            f"{' or an encoder' if task == 'cloze' else ''}; let it learn pairs of texts (source and target, prompt "
+            "and completion, ...) with --task seq2seq, or name a causal LM such as demo-lm"
         )
-    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder", False)
+    if task == "cloze" and _kind(config) == "encoder":
+        return
+    is_encoder = _kind(config) == "encoder"
     no_form = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code
     if is_encoder or no_form:
         raise NotAvailable(
@@ -185,13 +213,20 @@ def _label_settings(ref: ModelRef, config: Any, labels: Sequence[str]) -> dict[s
     }
 
 
-def _auto_class(task: Task) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+def _auto_class(task: Task, config: Any) -> Any:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
     classes = {
         "causal-lm": AutoModelForCausalLM,
         "classification": AutoModelForSequenceClassification,
         "masked-lm": AutoModelForMaskedLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+        "cloze": AutoModelForMaskedLM if _kind(config) == "encoder" else AutoModelForCausalLM,
     }
     return classes[task]
 
@@ -219,7 +254,8 @@ def _check_report(ref: ModelRef, model: Any, report: dict[str, Any], task: Task,
     """Every weight of the body must have come from the file; only a head of an encoder may be new."""
     misfits = {entry[0]: entry[1:] for entry in report["mismatched_keys"]}
     absent = set(report["missing_keys"]) | set(misfits)
-    renewable = {"classification": absent, "masked-lm": set(report["missing_keys"]) - set(misfits)}
+    unnamed = set(report["missing_keys"]) - set(misfits) if _kind(model.config) == "encoder" else set()
+    renewable = {"classification": absent, "masked-lm": unnamed, "cloze": unnamed}
     new = {key for key in renewable.get(task, ()) if _is_head(model, key)}
     if lost := sorted(absent - new):
         shapes = (

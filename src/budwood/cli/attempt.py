@@ -53,9 +53,13 @@ class Asking:
                 return self._answers(base, prompts), after
 
     def _answers(self, model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[str]:
-        from budwood.evaluate import fill, generate, typed
+        from budwood.evaluate import answer, fill, generate, typed
 
         settings = self.pair.subject.settings
+        cloze = self.pair.subject.cloze
+        if cloze is not None:
+            names = answer(model, self.tokenizer, cloze, [str(prompt) for prompt in prompts])
+            return [f"{name} ({share:.0%})" for name, share in names]
         if self.pair.subject.task == "classification":
             return classes(model, self.tokenizer, [str(prompt) for prompt in prompts], self.pair.subject.labels or ())
         if self.pair.subject.task == "masked-lm":

@@ -207,10 +207,13 @@ def _show_tokens(
     model: str, corpus: Corpus, name: str, rows: int, max_length: int | None, sink: Sink
 ) -> dict[str, Any]:
     """The rows as a model reads them, and the counts."""
-    from budwood.assets import load_tokenizer, resolve_model
-    from budwood.data import encode, preview
+    from budwood.assets import load_tokenizer, resolve_model, stored_kind
+    from budwood.data import encode, for_encoder_decoder, preview
 
-    tokenizer = load_tokenizer(resolve_model(model, say=sink.say))
+    ref = resolve_model(model, say=sink.say)
+    tokenizer = load_tokenizer(ref)
+    if stored_kind(ref) == "encoder-decoder":
+        corpus = for_encoder_decoder(corpus)
     encoded = encode(corpus, name, tokenizer, max_length=max_length)
     sink.data("")
     for line in encoded.report.describe():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PREFIX = "BUDWOOD_"
 BESIDE = (
-    *("model", "data", "method", "on", "out", "columns", "template", "task", "offline"),
+    *("model", "data", "method", "on", "out", "columns", "template", "task", "pattern", "verbalizer", "offline"),
     *("trust_remote_code", "allow_pickle", "version"),
 )
 """Keys that may stand in a file beside those of TrainConfig."""
@@ -30,7 +30,10 @@ NAMES = {
 """Other tools' names for those keys."""
 ELSEWHERE = ("CACHE", "WHEELS", "HUB")
 """Variables that are read where they are used."""
-TEXT = ("model", "data", "method", "out", "template", "task", "budget", "device", "precision", "schedule")
+TEXT = (
+    *("model", "data", "method", "out", "template", "task", "pattern", "verbalizer"),
+    *("budget", "device", "precision", "schedule"),
+)
 """Keys whose value in the environment is taken as it is, not read as a number or a list."""
 
 Settings = dict[str, object]

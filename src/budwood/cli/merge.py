@@ -138,6 +138,8 @@ def _held_out(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Batch:
             "causal-lm": Example(ids=ids, labels=ids, row=0),
             "classification": Example(ids=ids, label=0, row=0),
             "masked-lm": Example(ids=ids, labels=ids, whole=ids, row=0),
+            "seq2seq": Example(ids=ids, target=ids, row=0),
+            "cloze": Example(ids=ids, labels=ids, whole=ids, row=0),
         }
         examples = [kinds[subject.task]]
     else:

@@ -79,7 +79,11 @@ class Training:
     on: Below = ()
     """A run or an adapter to train on top of, which stays as it is; repeat it for several."""
     task: Annotated[str | None, Unlisted] = None
-    """causal-lm, masked-lm or classification, where the data leaves it open."""
+    """causal-lm, masked-lm, classification, seq2seq or cloze, where the data leaves it open."""
+    pattern: Annotated[str | None, Unlisted] = None
+    """For cloze: '{text} It was <mask>.', with <p> for pseudo tokens."""
+    verbalizer: Annotated[str | None, Unlisted] = None
+    """For cloze: the words of each label, negative=terrible,positive=great|good."""
     accumulate: Annotated[int | None, Unlisted] = None
     learning_rate: Annotated[float | None, Unlisted] = None
     rate_steps: Annotated[int | None, Unlisted] = None

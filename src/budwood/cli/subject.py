@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from budwood.data import Corpus, Task
+    from budwood.data import Cloze, Corpus, Task
     from budwood.interop import Description
     from budwood.records import RunFolder
 
@@ -45,6 +45,8 @@ class Subject:
     sink: Sink
     on: tuple[str, ...] = ()
     """Folders of the adapters that it stands on here, the lowest first."""
+    cloze: Cloze | None = None
+    """For the task cloze, how it asks for the class."""
 
     @property
     def shown(self) -> str:
@@ -124,7 +126,7 @@ class Subject:
         from dataclasses import replace
 
         from budwood.assets import resolve_data
-        from budwood.data import read, with_validation
+        from budwood.data import read, with_cloze, with_validation
 
         name = source or (self.run.manifest().data if self.run else None)
         if name is None:
@@ -134,6 +136,8 @@ class Subject:
         place = resolve_data(name, offline=bool(self.settings.get("offline")), say=self.sink.say)
         columns = columns_of(self.settings.get("columns"))
         corpus = replace(read(place, columns=columns, task=self.task, labels=self.labels), origin=name)
+        if self.cloze is not None:
+            corpus = with_cloze(corpus, self.cloze)
         if self.run is not None and name == self.run.manifest().data:
             return with_validation(corpus, seed=self.run.manifest().seed)  # as the run divided it
         return corpus
@@ -197,7 +201,7 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
     task = _task(manifest.task, run.path)
     return Subject(
         run.adapter, run, model or manifest.model, task, found.labels, _over(settings, run.config()), sink,
-        on=_below(found, settings, str(run.path)),
+        on=_below(found, settings, str(run.path)), cloze=_cloze(found, run.path),
     )  # fmt: skip
 
 
@@ -209,7 +213,22 @@ def _of_adapter(path: Path, settings: Mapping[str, object], sink: Sink, model: s
     if not base:
         raise BadConfig(f"{path} does not say which base it is for; name it with --model")
     task = _task(found.task or ("classification" if found.labels else "causal-lm"), path)
-    return Subject(path, None, base, task, found.labels, settings, sink, on=_below(found, settings, str(path)))
+    return Subject(
+        path, None, base, task, found.labels, settings, sink,
+        on=_below(found, settings, str(path)), cloze=_cloze(found, path),
+    )  # fmt: skip
+
+
+def _cloze(found: Description, where: Path) -> Cloze | None:
+    """The pattern and verbalizer of a cloze. Raises BadCheckpoint where they are not what was written."""
+    from budwood.data import Cloze
+
+    if found.cloze is None:
+        return None
+    try:
+        return Cloze.from_dict(found.cloze)
+    except BadConfig as error:
+        raise BadCheckpoint(f"{where}: {error}") from error
 
 
 def _task(word: str, where: Path) -> Task:

@@ -79,6 +79,7 @@ def job_of(settings: Settings, *, force: bool) -> Job:
         config=TrainConfig.from_dict(plain), columns=columns_of(beside.get("columns")),
         template=_one_of("template", template or "auto", ("auto", "chat", "plain")),  # type: ignore[arg-type]
         task=task,  # type: ignore[arg-type]  # Job looks
+        pattern=text_of(beside, "pattern"), verbalizer=beside.get("verbalizer"),  # type: ignore[arg-type]  # Job looks
         out=Path(out) if out else None, force=force, offline=bool(beside.get("offline")), command=COMMAND.get(),
         trust_remote_code=bool(beside.get("trust_remote_code")), allow_pickle=bool(beside.get("allow_pickle")),
     )  # fmt: skip

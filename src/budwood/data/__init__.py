@@ -14,6 +14,7 @@ from budwood.data.checks import repeats as repeats
 from budwood.data.checks import split as split
 from budwood.data.checks import with_validation as with_validation
 from budwood.data.checks import write_jsonl as write_jsonl
+from budwood.data.cloze import Writer as Writer
 from budwood.data.corpus import TASKS as TASKS
 from budwood.data.corpus import Conversation as Conversation
 from budwood.data.corpus import Corpus as Corpus
@@ -27,8 +28,12 @@ from budwood.data.encode import encode_prompts as encode_prompts
 from budwood.data.encoded import Encoded as Encoded
 from budwood.data.encoded import EncodingReport as EncodingReport
 from budwood.data.masking import Masking as Masking
+from budwood.data.pattern import Cloze as Cloze
+from budwood.data.pattern import with_cloze as with_cloze
 from budwood.data.preview import preview as preview
 from budwood.data.preview import stretches as stretches
+from budwood.data.seq2seq import encode_sources as encode_sources
+from budwood.data.shapes import for_encoder_decoder as for_encoder_decoder
 from budwood.data.shapes import parse_columns as parse_columns
 from budwood.data.sources import read as read
 from budwood.data.templates import Template as Template

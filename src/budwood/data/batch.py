@@ -21,16 +21,30 @@ GROUP_BATCHES = 50
 """How many batches are sorted by length together when an order groups by length."""
 
 
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """Where the class of a row is read from a language model's logits, and at which tokens."""
+
+    place: int
+    """Position in the example's ids: the mask, or for a decoder the last one."""
+    words: tuple[tuple[int, ...], ...]
+    """Ids of each class' words, in the order of the corpus' labels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One tokenised row: `labels` for language modelling, `label` for classification, neither for a prompt."""
 
     ids: list[int]
-    """Token ids, without padding."""
+    """Token ids, without padding; -1-j stands for the j-th pseudo token of a cloze."""
     labels: list[int] | None = None
     """As long as `ids`, not shifted: the id where it is learned, IGNORE elsewhere."""
     label: int | None = None
     """Index into the corpus' labels."""
+    target: list[int] | None = None
+    """What an encoder-decoder writes after reading `ids`, all of it learned."""
+    blank: Blank | None = None
+    """For a cloze, where and how the class is read."""
     whole: list[int] | None = None
     """For masked language modelling, the ids before tokens were hidden; labels then stand where they are predicted."""
     types: list[int] | None = None
@@ -39,8 +53,15 @@ class Example:
     """0-based index into the rows of its split: `corpus.rows(split)[row]`, `corpus.where(split, row)`."""
 
     @property
+    def size(self) -> int:
+        """Tokens that a model reads and, an encoder-decoder, writes."""
+        return len(self.ids) + len(self.target or ())
+
+    @property
     def num_targets(self) -> int:
         """How many targets the loss is a sum over: learned tokens after the shift, or 1 for a class label."""
+        if self.target is not None:
+            return len(self.target)
         if self.labels is not None:
             return sum(label != IGNORE for label in self.labels[int(self.whole is None) :])
         return int(self.label is not None)
@@ -64,6 +85,16 @@ class Batch:
     """Tokens of each, without padding."""
     shift: bool = True
     """Whether position t predicts label t + 1; False where tokens are hidden and predicted in their own place."""
+    target_lengths: tuple[int, ...] | None = None
+    """Labels of each row where they are what an encoder-decoder writes; None where they belong to the input."""
+    decoder_input_ids: Tensor | None = None
+    """[B, T'] int64, the labels shifted as the model at hand wants them."""
+    places: Tensor | None = None
+    """[B] int64, for a cloze: the position whose logits tell the class."""
+    words: Tensor | None = None
+    """[classes, most words] int64, for a cloze: ids of each class' words, -1 after the last."""
+    pseudo: int = 0
+    """Pseudo tokens (ids below 0) in each row."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,16 +113,43 @@ class Batch:
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = self.token_type_ids
+        if self.decoder_input_ids is not None:
+            inputs["decoder_input_ids"] = self.decoder_input_ids
         return inputs
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
+
+        def there(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
         return replace(
             self,
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            token_type_ids=None if self.token_type_ids is None else self.token_type_ids.to(device),
+            labels=there(self.labels),
+            token_type_ids=there(self.token_type_ids),
+            decoder_input_ids=there(self.decoder_input_ids),
+            places=there(self.places),
+            words=there(self.words),
+        )
+
+    def without_pseudo(self) -> Batch:
+        """The same rows for a model that has nothing to put in the place of pseudo tokens."""
+        if not self.pseudo:
+            return self
+        gone = self.input_ids < 0  # [B, T], as many in each row
+        shape = (len(self), self.input_ids.shape[1] - self.pseudo)
+        places = self.places
+        if places is not None:
+            places = places - gone.cumsum(dim=1).gather(1, places[:, None])[:, 0]
+        return replace(
+            self,
+            input_ids=self.input_ids[~gone].view(shape),
+            attention_mask=self.attention_mask[~gone].view(shape),
+            lengths=tuple(length - self.pseudo for length in self.lengths),
+            places=places,
+            pseudo=0,
         )
 
 
@@ -111,24 +169,28 @@ def collate(
 
     if not examples:
         raise BadData("a batch of no rows was asked for; give at least one row")
-    kinds = {(example.labels is None, example.label is None, example.whole is None) for example in examples}
+    kinds = {(e.labels is None, e.label is None, e.whole is None, e.target is None) for e in examples}
     if len(kinds) > 1:
         raise BadData("a batch mixes token labels, hidden tokens, class labels and prompts; batch each kind by itself")
+    pseudo, words = _alike(examples)
     lengths = tuple(len(example.ids) for example in examples)
     width = max(max(lengths), width or 0)
 
-    def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
+    def padded(rows: Sequence[Sequence[int]], fill: int, width: int = width, side: str = side) -> Tensor:
         block = torch.full((len(rows), width), fill, dtype=torch.int64)  # [B, T]
         for target, row in zip(block, rows, strict=True):
             start = 0 if side == "right" else width - len(row)
             target[start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
         return block
 
-    labels = None
-    if examples[0].labels is not None:
+    labels, targets = None, [example.target for example in examples if example.target is not None]
+    if targets:
+        labels = padded(targets, IGNORE, max(map(len, targets)), "right")  # [B, T']
+    elif examples[0].labels is not None:
         labels = padded([example.labels or [] for example in examples], IGNORE)
     elif examples[0].label is not None:
         labels = torch.tensor([example.label for example in examples], dtype=torch.int64)  # [B]
+    places = [e.blank.place + (width - len(e.ids)) * (side == "left") for e in examples if e.blank is not None]
     types = None
     if any(example.types for example in examples):
         types = padded([example.types or [0] * len(example.ids) for example in examples], 0)
@@ -139,8 +201,20 @@ def collate(
         token_type_ids=types,
         rows=tuple(example.row for example in examples),
         lengths=lengths,
-        shift=examples[0].whole is None,
+        shift=examples[0].whole is None and not targets,
+        target_lengths=tuple(map(len, targets)) or None,
+        places=torch.tensor(places, dtype=torch.int64) if places else None,
+        words=padded(words, -1, max(map(len, words)), "right") if words else None,
+        pseudo=pseudo,
     )
+
+
+def _alike(examples: Sequence[Example]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """(pseudo tokens, words of each class) that all examples have. Raises BadData where they differ."""
+    kinds = {(sum(id < 0 for id in e.ids), () if e.blank is None else e.blank.words) for e in examples}
+    if len(kinds) > 1:
+        raise BadData("a batch mixes rows of several patterns; batch those of one pattern by themselves")
+    return kinds.pop()
 
 
 @dataclass(frozen=True, slots=True, order=True)

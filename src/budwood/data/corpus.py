@@ -12,7 +12,9 @@ from budwood.errors import BadData
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Task = Literal["causal-lm", "classification", "masked-lm"]
+    from budwood.data.pattern import Cloze
+
+Task = Literal["causal-lm", "classification", "masked-lm", "seq2seq", "cloze"]
 TASKS: tuple[Task, ...] = get_args(Task)
 """What rows can be used for."""
 
@@ -118,7 +120,9 @@ class Corpus:
     splits: Mapping[str, tuple[Row, ...]]
     """By name, in the order train, validation, test."""
     labels: tuple[str, ...] | None = None
-    """Class names in order, for classification."""
+    """Class names in order, for classification and cloze."""
+    cloze: Cloze | None = None
+    """How a language model is asked for the class, for cloze."""
     notes: tuple[str, ...] = ()
     """What was decided on the way and deserves to be seen: splits carved off, rows left out."""
 

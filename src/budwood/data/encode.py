@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from budwood.data.batch import IGNORE, Example
-from budwood.data.corpus import Conversation, Labelled, Text
+from budwood.data.cloze import encode_cloze
+from budwood.data.corpus import Conversation, Labelled, Task, Text
 from budwood.data.encoded import Encoded, count
 from budwood.data.masking import Masking
+from budwood.data.seq2seq import encode_pairs
 from budwood.data.templates import Rendering, Style, Template, style_for
+from budwood.data.tokens import CHUNK, pieces, tokens
 from budwood.errors import BadConfig, BadData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from budwood.data.corpus import Corpus, Row, Turn
-
-CHUNK = 512
-"""Texts handed to the tokenizer at once."""
 
 ENDLESS = 10**6
 """A tokenizer's own maximum above this means that it names none."""
@@ -49,12 +49,10 @@ def encode(
     rows = corpus.rows(split)
     used: Literal["chat", "plain", "none"] = "none"
     stops: tuple[int, ...] = ()
-    if corpus.task == "classification":
-        examples, lengths = _classified(rows, tokenizer, max_length)
-    elif corpus.task == "masked-lm":
-        examples, lengths = _masked(rows, tokenizer, max_length)
-        if not any(example.num_targets for example in examples):
-            raise BadData(f"{corpus.origin}, {split}: none of {len(rows)} rows has a word to hide; give rows with text")
+    if corpus.task in ENCODERS:
+        examples, lengths = ENCODERS[corpus.task](corpus, rows, tokenizer, max_length)
+        if corpus.task in NOTHING and not any(example.num_targets for example in examples):
+            raise BadData(f"{corpus.origin}, {split}: none of {len(rows)} rows has {NOTHING[corpus.task]}")
     else:
         style = style_for(tokenizer, template, stop_ids)
         stops = tuple(sorted(set(style.stops.values())))
@@ -85,7 +83,7 @@ def encode_prompts(
     """
     style = style_for(tokenizer, template)
     lead = _lead(style)
-    texts = _tokens(tokenizer, [style.prompt(turns) for turns in prompts])
+    texts = tokens(tokenizer, [style.prompt(turns) for turns in prompts])
     return [
         Example(ids=(lead + ids)[-max_length if max_length else None :], row=place) for place, ids in enumerate(texts)
     ]
@@ -105,32 +103,12 @@ def _conversations(rows: Sequence[Row], style: Style) -> list[Example]:
     examples: list[Example] = []
     for start in range(0, len(numbered), CHUNK):
         chunk = numbered[start : start + CHUNK]
-        pieces = _pieces([rendering for _, rendering in chunk], style.tokenizer)
-        for (place, rendering), parts in zip(chunk, pieces, strict=True):
+        borders = [[place for span in rendering.spans for place in span] for _, rendering in chunk]
+        found = pieces([rendering.text for _, rendering in chunk], borders, style.tokenizer)
+        for (place, rendering), parts in zip(chunk, found, strict=True):
             examples.append(_example(place, lead, parts))
             _check_stops(rows[place], rendering, parts, style)
     return examples
-
-
-def _pieces(renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[list[list[int]]]:
-    """Ids of each rendering, cut at its span borders: not learned, learned, not learned, learned, ...
-
-    The whole text is tokenised at once. Where a token would lie across a border, the pieces are tokenised one by
-    one instead, so that a prompt always has the ids it has when a model is asked, and the answer has its own.
-    """
-    borders = [[place for span in rendering.spans for place in span] for rendering in renderings]
-    beginnings = [rendering.text[:end] for rendering, ends in zip(renderings, borders, strict=True) for end in ends]
-    tokens = iter(_tokens(tokenizer, beginnings))
-    pieces = []
-    for rendering, ends in zip(renderings, borders, strict=True):
-        upto = [next(tokens) for _ in ends]
-        if all(upto[-1][: len(ids)] == ids for ids in upto):
-            places = [0, *(len(ids) for ids in upto)]
-            pieces.append([upto[-1][a:b] for a, b in zip(places, places[1:], strict=False)])
-        else:
-            cuts = zip([0, *ends], ends, strict=False)
-            pieces.append(_tokens(tokenizer, [rendering.text[start:end] for start, end in cuts]))
-    return pieces
 
 
 def _example(place: int, lead: list[int], parts: list[list[int]]) -> Example:
@@ -157,7 +135,7 @@ def _texts(rows: Sequence[Row], style: Style) -> list[Example]:
     texts = [row.value.text for row in rows if isinstance(row.value, Text)]
     return [
         Example(ids=[*lead, *ids, eos], labels=[IGNORE] * len(lead) + [*ids, eos], row=place)
-        for place, ids in enumerate(_tokens(style.tokenizer, texts))
+        for place, ids in enumerate(tokens(style.tokenizer, texts))
     ]
 
 
@@ -169,16 +147,8 @@ def _lead(style: Style) -> list[int]:
     return [int(id) for id in added if id == style.tokenizer.bos_token_id]
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = list(texts[start : start + CHUNK])
-        ids += tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
 def _classified(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    corpus: Corpus, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[Example], list[int]]:
     """Examples of labelled texts with the tokenizer's special tokens, and their lengths before cutting."""
     examples: list[Example] = []
@@ -199,7 +169,7 @@ def _classified(
 
 
 def _masked(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    corpus: Corpus, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[Example], list[int]]:
     """Plain texts as an encoder reads them, with the words hidden that scores are computed on."""
     masking = Masking.of(tokenizer)
@@ -213,6 +183,24 @@ def _masked(
             whole = masking.encode(texts, tokenizer, max_length=max_length)
         examples += [masking.fixed(Example(ids=ids, row=start + number)) for number, ids in enumerate(whole)]
     return examples, lengths
+
+
+Encoder: TypeAlias = Callable[
+    ["Corpus", "Sequence[Row]", "PreTrainedTokenizerBase", "int | None"], tuple[list[Example], list[int]]
+]
+"""(corpus, its rows, tokenizer, max_length) to an example for each row, and the lengths before cutting."""
+ENCODERS: Mapping[Task, Encoder] = {
+    "classification": _classified,
+    "masked-lm": _masked,
+    "seq2seq": encode_pairs,
+    "cloze": encode_cloze,
+}
+"""How rows become examples, for the tasks that have no chat template and no stop tokens."""
+NOTHING: Mapping[Task, str] = {
+    "masked-lm": "a word to hide; give rows with text",
+    "seq2seq": "an answer to learn from; give each row a target",
+}
+"""What rows may turn out to lack."""
 
 
 def _cut(example: Example, max_length: int | None) -> Example:

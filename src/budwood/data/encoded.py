@@ -91,7 +91,7 @@ def count(
         rows=len(rows),
         examples=len(kept),
         learned_tokens=sum(example.num_targets for example in kept),
-        total_tokens=sum(len(example.ids) for example in kept),
+        total_tokens=sum(example.size for example in kept),
         rows_cut=len(cut),
         rows_empty=len(rows) - len({example.row for example in kept}),
         rows_unrolled=len({a for a, b in zip(seen, seen[1:], strict=False) if a == b}),

@@ -24,13 +24,22 @@ def stretches(
     """
     learned = [label != IGNORE for label in example.labels or [IGNORE] * len(example.ids)]
     runs = groupby(zip(example.ids, learned, strict=True), key=lambda pair: pair[1])
-    found = [
-        (tokenizer.decode([id for id, _ in run], clean_up_tokenization_spaces=False), is_learned)
-        for is_learned, run in runs
-    ]
+    found = [(_text([id for id, _ in run], tokenizer), is_learned) for is_learned, run in runs]
+    if example.target is not None:
+        found += [(" -> ", False), (_text(example.target, tokenizer), True)]
     if example.label is not None:
         found += [(" -> ", False), (str(example.label) if labels is None else labels[example.label], True)]
     return found
+
+
+def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokens as text, <p> for pseudo tokens."""
+    runs = [(is_pseudo, list(run)) for is_pseudo, run in groupby(ids, key=lambda id: id < 0)]
+    texts = [
+        "<p>" * len(run) if is_pseudo else str(tokenizer.decode(run, clean_up_tokenization_spaces=False))
+        for is_pseudo, run in runs
+    ]
+    return "".join(texts)
 
 
 def preview(example: Example, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] | None = None) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from budwood.data.files import Record, Table
 
 Splits = dict[str, tuple[Row, ...]]
+LABELLED: tuple[Task, ...] = ("classification", "cloze")
+"""Tasks whose rows have a class."""
 
 
 def assemble(
@@ -37,7 +39,7 @@ def assemble(
     notes = [table.note for parts in ordered.values() for table in parts if table.note]
     names = None
     use = task or shape.tasks[0]
-    if use == "classification":
+    if use in LABELLED:
         splits, unlabelled = _without_unlabelled(splits, used["label"])
         notes += unlabelled
         names = _label_names(splits, used["label"]) if labels is None else tuple(labels)

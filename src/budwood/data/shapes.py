@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from budwood.data.corpus import Conversation, Labelled, Task, Text, Turn
+from budwood.data.corpus import Conversation, Corpus, Labelled, Task, Text, Turn
 from budwood.errors import BadConfig, BadData, did_you_mean
 
 Fields = Mapping[str, object]
@@ -130,10 +130,12 @@ def _plain(fields: Fields) -> Text:
 
 
 CHAT: tuple[Task, ...] = ("causal-lm",)
-CLASSES: tuple[Task, ...] = ("classification",)
+TWO_TURNS: tuple[Task, ...] = ("causal-lm", "seq2seq")
+CLASSES: tuple[Task, ...] = ("classification", "cloze")
 PLAIN: tuple[Task, ...] = ("causal-lm", "masked-lm")
 WANTED: Mapping[Task, str] = {
     "causal-lm": "to learn text", "classification": "to classify", "masked-lm": "to learn text with hidden words",
+    "seq2seq": "to turn one text into another", "cloze": "to classify by words",
 }  # fmt: skip
 """What each task does with rows, for messages."""
 LABELLED = '{"text": "...", "label": "..."}'
@@ -143,12 +145,14 @@ SHAPES = (
           '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'),
     Shape("sharegpt conversations", CHAT, ("conversations",), ("system", "tools"), _sharegpt,
           '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'),
-    Shape("instruction/output", CHAT, ("instruction", "output"), ("input", "history", "system"), _alpaca,
+    Shape("instruction/output", TWO_TURNS, ("instruction", "output"), ("input", "history", "system"), _alpaca,
           '{"instruction": "...", "input": "...", "output": "..."}'),
-    Shape("prompt/completion", CHAT, ("prompt", "completion"), ("system", "tools"),
+    Shape("prompt/completion", TWO_TURNS, ("prompt", "completion"), ("system", "tools"),
           _asked_and_answered("prompt", "completion"), '{"prompt": "...", "completion": "..."}'),
-    Shape("question/answer", CHAT, ("question", "answer"), ("system",),
+    Shape("question/answer", TWO_TURNS, ("question", "answer"), ("system",),
           _asked_and_answered("question", "answer"), '{"question": "...", "answer": "..."}'),
+    Shape("source/target", TWO_TURNS, ("source", "target"), (),
+          _asked_and_answered("source", "target"), '{"source": "...", "target": "..."}'),
     Shape("sentence1 + sentence2 + label", CLASSES, ("sentence1", "sentence2", "label"), (),
           _labelled("sentence1", "sentence2"), '{"sentence1": "...", "sentence2": "...", "label": "..."}'),
     Shape("text + label", CLASSES, ("text", "label"), (), _labelled("text"), LABELLED),
@@ -159,6 +163,12 @@ SHAPES = (
 
 CANONICAL = tuple(dict.fromkeys(name for shape in SHAPES for name in (*shape.required, *shape.optional)))
 """Column names that mean something."""
+
+
+def for_encoder_decoder(corpus: Corpus) -> Corpus:
+    """The corpus as pairs of texts, where its rows are such and would be a decoder's text; any other as it is."""
+    tasks = next((shape.tasks for shape in SHAPES if shape.name == corpus.shape), ())
+    return replace(corpus, task="seq2seq") if corpus.task == "causal-lm" and "seq2seq" in tasks else corpus
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -221,7 +231,11 @@ def _unrecognised(found: Collection[str], columns: Mapping[str, str], task: Task
     wanted = WANTED[task] if task else "to learn"
     some = list(found)
     first, second = some[0], some[1 if len(some) > 1 else 0]
-    flags = {"classification": f"text={first},label={second}", "masked-lm": f"text={first}"}
+    labelled = f"text={first},label={second}"
+    flags = {
+        "classification": labelled, "cloze": labelled, "masked-lm": f"text={first}",
+        "seq2seq": f"source={first},target={second}",
+    }  # fmt: skip
     flag = flags.get(task or "", f"prompt={first},completion={second}")
     given = f" with --columns {','.join(f'{a}={b}' for a, b in columns.items())}" if columns else ""
     shapes = "; ".join(" + ".join(shape.required) for shape in SHAPES if task is None or task in shape.tasks)

@@ -13,6 +13,7 @@ from torch import Tensor
 from budwood.data import Batch
 from budwood.errors import BadConfig, BadData
 from budwood.evaluate import metrics
+from budwood.evaluate.inputs import class_logits
 from budwood.evaluate.intervals import Floats, Integers
 from budwood.evaluate.loss import single_rows
 from budwood.evaluate.mode import evaluating
@@ -61,7 +62,7 @@ class Classification:
 
 
 def classify(model: Any, batches: Iterable[Batch]) -> Classification:
-    """Run a sequence classifier of transformers, encoder or decoder, over batches whose labels are [rows].
+    """Run a sequence classifier of transformers, or a language model asked by a cloze, over batches of labels [rows].
 
     Raises BadData if there is no row or a row has no class; BadConfig if the padding of the batches is not what a
     decoder looks for to find a row's last token.
@@ -93,7 +94,7 @@ def classify(model: Any, batches: Iterable[Batch]) -> Classification:
 def _logits(model: Any, batch: Batch) -> Tensor:
     """[rows, classes] float32."""
     try:
-        logits: Tensor = model(**batch.inputs()).logits.float()
+        logits = class_logits(model, batch).float()
     except ValueError as error:
         if model.config.get_text_config().pad_token_id is None:
             raise _no_padding(model, "no pad_token_id") from error
@@ -110,7 +111,7 @@ def _check_padding(model: Any, batch: Batch, logits: Tensor, *, is_first: bool) 
     """Decoders take the last token that is not the padding token they know; the batch must pad with that one."""
     known = model.config.get_text_config().pad_token_id
     padding = batch.input_ids[batch.attention_mask == 0]
-    if not is_first or not len(padding) or bool((padding == known).all()):
+    if not is_first or batch.places is not None or not len(padding) or bool((padding == known).all()):
         return
     shortest = min(range(len(batch)), key=lambda row: batch.lengths[row])
     alone = _logits(model, list(single_rows(batch))[shortest])[0]

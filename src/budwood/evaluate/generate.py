@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import GenerationConfig, LogitsProcessorList
 
-from budwood.data import Example, Turn, collate, encode_prompts
+from budwood.data import Example, Turn, collate, encode_prompts, encode_sources
 from budwood.data.templates import style_for
 from budwood.errors import BadConfig, BadData
 from budwood.evaluate.mode import evaluating
@@ -83,8 +83,13 @@ def complete(
         raise BadConfig(f"{type(model).__name__} does not generate text; load the model as a causal language model")
     if max_new_tokens < 1 or batch_size < 1:
         raise BadConfig(f"max_new_tokens is {max_new_tokens}, batch_size {batch_size}; both must be at least 1")
-    examples = _encoded(prompts, tokenizer, template)
-    _check_lengths(examples, max_new_tokens, context_of(model))
+    if model.config.is_encoder_decoder:
+        sources = ["\n".join(turn.content for turn in _turns(prompt)) for prompt in prompts]
+        examples = encode_sources(sources, tokenizer)
+        _check_lengths(examples, 0, context_of(model))
+    else:
+        examples = _encoded(prompts, tokenizer, template)
+        _check_lengths(examples, max_new_tokens, context_of(model))
     stops = stop_tokens(model, tokenizer, template, stop_ids)
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place].ids))
     found: dict[int, Generation] = {}
@@ -168,7 +173,9 @@ def _continued(
     sampling: Sampling | None,
 ) -> list[list[int]]:
     """The new tokens of each row, a stop token and padding after it included."""
-    batch = collate(examples, stops[0], "left").to(model.device)
+    reads_apart = model.config.is_encoder_decoder
+    batch = collate(examples, stops[0], "right" if reads_apart else "left").to(model.device)
+    begun = model.generation_config
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -177,6 +184,9 @@ def _continued(
         no_repeat_ngram_size=0,
         eos_token_id=list(stops),
         pad_token_id=stops[0],
+        bos_token_id=begun.bos_token_id,
+        decoder_start_token_id=begun.decoder_start_token_id,
+        forced_bos_token_id=begun.forced_bos_token_id,
     )
     processors = LogitsProcessorList([] if sampling is None else [Draw(sampling, numbers)])
     ids = model.generate(
@@ -185,7 +195,7 @@ def _continued(
         generation_config=settings,
         logits_processor=processors,
     )
-    new: list[list[int]] = ids[:, batch.input_ids.shape[1] :].tolist()
+    new: list[list[int]] = ids[:, 1 if reads_apart else batch.input_ids.shape[1] :].tolist()
     return new
 
 

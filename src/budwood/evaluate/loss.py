@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from budwood.data import IGNORE, Batch
-from budwood.errors import BadConfig, BadData, Diverged
+from budwood.errors import BadData, Diverged
 from budwood.evaluate import metrics
 from budwood.evaluate.head import Captured, Head, head_of, without_cache
+from budwood.evaluate.inputs import class_logits, fitted
 from budwood.evaluate.intervals import Integers
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score
@@ -83,10 +84,8 @@ def evaluate_loss(model: Any, batches: Iterable[Batch], *, chunk_tokens: int | N
 
     model:        a language model or classifier of transformers, with whatever is attached to it, not wrapped
     chunk_tokens: labelled positions whose logits are held at a time; None is what fits 32 MiB
-    Raises        BadData if no position counts, BadConfig for an encoder-decoder.
+    Raises        BadData if no position counts, BadConfig for rows of another kind of model.
     """
-    if model.config.is_encoder_decoder:
-        raise BadConfig(f"{type(model).__name__} is an encoder-decoder; losses are for decoders and encoders so far")
     losses = _Losses(model, chunk_tokens)
     rows: list[int] = []
     is_masked = False
@@ -94,8 +93,8 @@ def evaluate_loss(model: Any, batches: Iterable[Batch], *, chunk_tokens: int | N
     with evaluating(model):
         for batch in batches:
             rows += batch.rows
-            is_masked = not batch.shift
-            found.append(losses(batch.to(model.device)))
+            is_masked = not batch.shift and batch.target_lengths is None
+            found.append(losses(fitted(model, batch.to(model.device))))
     if not found or not any(int(sums[1].sum()) for sums in found):
         raise BadData("nothing in these batches is labelled, so there is no loss; give rows with answers or labels")
     total, tokens, correct = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
@@ -132,7 +131,7 @@ class _Losses:
             raise BadData("a batch without labels has no loss; encode rows with answers or labels")
         if batch.labels.ndim == 1:
             self.route = CLASSES
-            logits = self.model(**batch.inputs()).logits  # [rows, classes]
+            logits = class_logits(self.model, batch)  # [rows, classes]
             return _sums(logits, batch.labels, torch.arange(len(batch), device=logits.device), len(batch))
         if not bool((batch.labels[:, int(batch.shift) :] != IGNORE).any()):
             return _no_sums(len(batch), batch.labels.device)
@@ -158,7 +157,7 @@ class _Losses:
         return self._from_states(head, captured, batch)
 
     def _from_states(self, head: Head, captured: Captured, batch: Batch) -> Sums:
-        hidden = captured.hidden[:, -batch.input_ids.shape[1] :]  # what a soft prompt put in front is not labelled
+        hidden = captured.hidden[:, -_width(batch) :]  # what a soft prompt put in front is not labelled
         return self._summed(hidden, batch, lambda states: head.logits(captured, states))
 
     def _plain(self, batch: Batch) -> Sums:
@@ -166,7 +165,7 @@ class _Losses:
         parts = []
         for row in single_rows(batch):
             logits = self.model(**row.inputs(), **without_cache(self.model)).logits  # [1, length', vocab]
-            parts.append(self._summed(logits[:, -row.input_ids.shape[1] :], row, lambda states: states))
+            parts.append(self._summed(logits[:, -_width(row) :], row, lambda states: states))
         losses, tokens, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         return losses, tokens, correct
 
@@ -189,18 +188,28 @@ def single_rows(batch: Batch) -> Iterator[Batch]:
     for number, length in enumerate(batch.lengths):
         start = int(batch.attention_mask[number].argmax())
         here = (slice(number, number + 1), slice(start, start + length))
-        labels, types = batch.labels, batch.token_type_ids
+        labels, types, places = batch.labels, batch.token_type_ids, batch.places
+        targets, written = batch.target_lengths, batch.decoder_input_ids
+        there = here if targets is None else (here[0], slice(0, targets[number]))
         if labels is not None:
-            labels = labels[here] if labels.ndim == 2 else labels[here[0]]
-        yield Batch(
+            labels = labels[there] if labels.ndim == 2 else labels[here[0]]
+        yield replace(
+            batch,
             input_ids=batch.input_ids[here],
             attention_mask=batch.attention_mask[here],
             labels=labels,
             token_type_ids=None if types is None else types[here],
             rows=batch.rows[number : number + 1],
             lengths=(length,),
-            shift=batch.shift,
+            target_lengths=None if targets is None else targets[number : number + 1],
+            decoder_input_ids=None if written is None else written[there],
+            places=None if places is None else places[here[0]] - start,
         )
+
+
+def _width(batch: Batch) -> int:
+    """Positions that a model gives logits at."""
+    return (batch.input_ids if batch.decoder_input_ids is None else batch.decoder_input_ids).shape[1]
 
 
 def first_row(batch: Batch) -> Batch:

@@ -31,10 +31,12 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "causal-lm": (*LOSS, *OF_ANSWERS),
     "classification": CLASSES,
     "masked-lm": OF_HIDDEN,
+    "seq2seq": (*LOSS, *OF_ANSWERS),
+    "cloze": CLASSES,
 }
 """What can be asked for, by the task of a corpus."""
 
-DEFAULT: Mapping[str, tuple[str, ...]] = {**METRICS, "causal-lm": LOSS}
+DEFAULT: Mapping[str, tuple[str, ...]] = {**METRICS, "causal-lm": LOSS, "seq2seq": LOSS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class Task:
         be evaluated.
         """
         names = self.metrics()
-        if self.corpus.task == "classification":
+        if METRICS[self.corpus.task] == CLASSES:
             parts = [_classes(self, model, tokenizer)]
         else:
             parts = [_losses(self, model, tokenizer)] if set(names) & {*LOSS, *OF_HIDDEN} else []
@@ -159,7 +161,7 @@ def batches(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, siz
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")
-    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    ordered = sorted(examples, key=lambda example: -example.size)
     for start in range(0, len(ordered), size):
         yield collate(ordered[start : start + size], int(pad))
 
@@ -190,7 +192,7 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 
 def _classes(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
-    names, places = class_names(model.config.id2label, task.corpus)
+    names, places = class_names({} if task.corpus.cloze else model.config.id2label, task.corpus)
     examples, notes = _encoded(task, model, tokenizer)
     examples = [replace(example, label=places[example.label or 0]) for example in examples]
     found = classify(model, batches(examples, tokenizer, task.options.batch))
@@ -211,9 +213,12 @@ def class_names(known: Mapping[int, str], corpus: Corpus) -> tuple[tuple[str, ..
     """(name of each class of the model, the model's class for each label of the corpus), matched by name.
 
     A model that never named its classes (LABEL_0, ...), and labels that are plain numbers, are matched by number.
+    known: of a model's head; empty for a cloze, whose words are the corpus' own classes
     Raises BadData where the data has a class that the model does not know.
     """
     labels = corpus.labels or ()
+    if not known:
+        return labels, tuple(range(len(labels)))
     names = tuple(known[place] for place in range(len(known)))
     if set(labels) <= set(names):
         return names, tuple(names.index(label) for label in labels)

@@ -38,6 +38,8 @@ class Description:
     """Folders of the adapters that it was trained on top of, the lowest first."""
     task: str | None = None
     """What it was trained for."""
+    cloze: Mapping[str, Any] | None = None
+    """For the task cloze, its pattern and verbalizer."""
 
 
 def save(
@@ -47,11 +49,13 @@ def save(
     name: str,
     on: Sequence[str] = (),
     task: str | None = None,
+    cloze: Mapping[str, Any] | None = None,
     to: Literal["budwood", "adapterhub"] = "budwood",
 ) -> Path:
     """Write the adapter `name` to `folder`: adapter_config.json and adapter_model.safetensors.
 
-    A task head that was trained is in it. on: folders of the adapters that it was trained on top of, for the record.
+    A task head that was trained is in it. For the record: on, folders of the adapters that it was trained on top of;
+    task; cloze, the pattern and verbalizer that task cloze was trained with.
     to: adapterhub writes that library's own files instead, without our record
     Raises NoSuchAdapter, or BadConfig where the folder cannot be written or the format cannot hold the adapter.
     """
@@ -70,6 +74,7 @@ def save(
         "labels": _labels(model, adapter, registry.anatomy),
         "on": list(on),
         "task": task,
+        "cloze": None if cloze is None else dict(cloze),
     }
     if peft.can_write(adapter):
         config, tensors = peft.write(model, adapter)
@@ -140,11 +145,12 @@ def describe(folder: Path | str) -> Description:
         return Description(foreign.base, None, foreign.labels, foreign.kind, task=foreign.task)
     config, own = read_config(Path(folder))
     method = _method(own, folder) if own.get("method") else None
-    labels = own.get("labels")
+    cloze = own.get("cloze")
+    labels = list(cloze["verbalizer"]) if cloze else own.get("labels")
     base = str(own.get("base") or config.get("base_model_name_or_path") or "")
     kind = str(config.get("peft_type", "unknown"))
     on, task = tuple(own.get("on") or ()), own.get("task")
-    return Description(base, method, tuple(labels) if labels else None, kind, on, task)
+    return Description(base, method, tuple(labels) if labels else None, kind, on, task, cloze)
 
 
 def _understand(

@@ -22,6 +22,8 @@ PIPELINES: Mapping[Task, str] = {
     "causal-lm": "text-generation",
     "classification": "text-classification",
     "masked-lm": "fill-mask",
+    "seq2seq": "text2text-generation",
+    "cloze": "text-classification",
 }
 """What the hub calls each task."""
 

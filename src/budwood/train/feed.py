@@ -38,7 +38,7 @@ class Feed:
         masking: Masking | None = None,
     ) -> Feed:
         """Steps of `batch` rows over the examples, shuffled by `seed`."""
-        lengths = tuple(len(example.ids) for example in examples) if group_by_length else None
+        lengths = tuple(example.size for example in examples) if group_by_length else None
         order = EpochOrder(num_examples=len(examples), batch_size=batch, seed=seed, lengths=lengths)
         return cls(examples=examples, order=order, pad_id=pad_id, where=where, masking=masking)
 
@@ -67,5 +67,5 @@ class Feed:
 
     def longest(self, count: int) -> list[int]:
         """The `count` longest examples: what memory is measured on."""
-        lengths = [len(example.ids) for example in self.examples]
+        lengths = [example.size for example in self.examples]
         return sorted(range(len(lengths)), key=lambda index: -lengths[index])[:count]

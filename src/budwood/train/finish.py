@@ -53,7 +53,8 @@ def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, obse
     """
     prepared, material = judge.prepared, judge.material
     name = prepared.adapter.name
-    save(prepared.model, folder.adapter, name=name, on=judge.job.on, task=material.corpus.task)
+    cloze = None if material.corpus.cloze is None else material.corpus.cloze.to_dict()
+    save(prepared.model, folder.adapter, name=name, on=judge.job.on, task=material.corpus.task, cloze=cloze)
     rows = _checked_rows(judge)
     fresh = fresh_base(prepared, material, judge.job.config.seed + OTHER_SEED)
     reload = verify_reload(

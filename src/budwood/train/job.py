@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from budwood.core import Method
-from budwood.data import TASKS, Template
+from budwood.data import TASKS, Cloze, Template
 from budwood.data.corpus import Task
+from budwood.data.pattern import Verbalizer
 from budwood.errors import BadConfig, did_you_mean
 from budwood.methods import LoRA, method_from_dict, method_to_dict
 from budwood.records import Json
 from budwood.train.config import TrainConfig
+from budwood.train.pseudo import filling
 from budwood.train.stacking import check_stackable, find_below
 
-SAID = ("model", "data", "method", "on", "columns", "template", "task", "offline", "allow_pickle")
+SAID = (
+    *("model", "data", "method", "on", "columns", "template", "task", "pattern", "verbalizer", "offline"),
+    "allow_pickle",
+)
 """What config.yaml says beside the settings of `TrainConfig`."""
 
 
@@ -41,7 +46,11 @@ class Job:
     template: Template = "auto"
     """How conversations are written: chat (the tokenizer's own), plain, or auto."""
     task: Task | None = None
-    """causal-lm, masked-lm or classification; None takes what the data says."""
+    """One of `budwood.data.TASKS`; None takes what data and model say, cloze where there is a pattern."""
+    pattern: str | None = None
+    """For cloze, how a row is put to a language model: {text}, <mask> for the word, <p> for a pseudo token."""
+    verbalizer: Verbalizer | None = None
+    """For cloze, the word or words that name each label."""
     name: str = "default"
     """The adapter's name on the model."""
     out: Path | None = None
@@ -70,8 +79,23 @@ class Job:
                 object.__setattr__(self, name, str(path.absolute()))
         if self.task is not None and self.task not in TASKS:
             raise BadConfig(f"task is {self.task!r}; {did_you_mean(self.task, TASKS)}")
+        if self.task is None and (self.pattern or self.verbalizer):
+            object.__setattr__(self, "task", "cloze")
+        object.__setattr__(self, "method", filling(self.method, self.cloze))
         object.__setattr__(self, "on", find_below(self.on, root=self.root))
         check_stackable(self.method, self.on)
+
+    @property
+    def cloze(self) -> Cloze | None:
+        """How a language model is asked for the class; None for other tasks.
+
+        Raises BadConfig for a pattern or verbalizer that is wanting, malformed, or beside another task.
+        """
+        if self.task == "cloze":
+            return Cloze.of(self.pattern, self.verbalizer)
+        if self.pattern or self.verbalizer:
+            raise BadConfig(f"pattern and verbalizer belong to task cloze, not to {self.task}; leave them or task out")
+        return None
 
     @property
     def model_name(self) -> str:
@@ -93,6 +117,8 @@ class Job:
             "columns": dict(self.columns) if self.columns else None,
             "template": self.template,
             "task": self.task,
+            "pattern": self.pattern,
+            "verbalizer": None if self.cloze is None else self.cloze.to_dict()["verbalizer"],
             "offline": self.offline,
             "allow_pickle": self.allow_pickle,
             **self.config.to_dict(),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from budwood.core import using
-from budwood.data import Batch, Conversation, Example, Labelled, Row, collate
+from budwood.data import Batch, Conversation, Example, Labelled, Row, collate, encode
 from budwood.evaluate import classify, evaluate, evaluate_loss, fill, gaps, hidden, shown
 from budwood.evaluate.generate import complete, context_of
-from budwood.evaluate.task import EvaluationResult, Options
+from budwood.evaluate.task import CLASSES, METRICS, EvaluationResult, Options, class_names
 from budwood.records import Score
 from budwood.train.job import Job
 from budwood.train.material import Material, spread
@@ -39,7 +38,7 @@ class Judge:
         """The short validation: loss and perplexity, or accuracy and loss, on at most `eval_rows` rows."""
         rows = self.batches(self.material.valid, self.job.config.batch)
         with self.prepared.arithmetic():
-            if self.material.corpus.task == "classification":
+            if METRICS[self.material.corpus.task] == CLASSES:
                 found = {score.name: score for score in classify(self.prepared.model, rows).scores}
                 return [found["accuracy"], found["loss"]]
             report = evaluate_loss(self.prepared.model, rows)
@@ -106,7 +105,7 @@ class Judge:
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
         """The examples in batches, the longest first."""
-        ordered = sorted(examples, key=lambda example: -len(example.ids))
+        ordered = sorted(examples, key=lambda example: -example.size)
         for start in range(0, len(ordered), size):
             yield collate(ordered[start : start + size], self.material.pad_id)
 
@@ -123,20 +122,12 @@ class Judge:
         return gaps([row.prompt], self.material.tokenizer, max_length=self.material.max_length)[0]
 
     def _classes(self, rows: Sequence[Row]) -> list[str]:
-        texts = [row.value.text for row in rows if isinstance(row.value, Labelled)]
-        pairs = [row.value.pair or "" for row in rows if isinstance(row.value, Labelled)]
-        encoded: Any = self.material.tokenizer(
-            texts, pairs if any(pairs) else None, truncation=True, max_length=self.material.max_length
-        )
-        types = encoded["token_type_ids"] if any(pairs) and "token_type_ids" in encoded else [None] * len(texts)
-        found = []
-        names = self.prepared.model.config.id2label
-        for number, ids in enumerate(encoded["input_ids"]):
-            batch = collate([Example(ids=ids, label=0, types=types[number], row=number)], self.material.pad_id)
-            with self.prepared.arithmetic():
-                guess = classify(self.prepared.model, [batch]).predictions[0]
-            found.append(str(names[int(guess)]))
-        return found
+        few = self.material.corpus.replace_splits({"test": tuple(rows)})
+        examples = encode(few, "test", self.material.tokenizer, max_length=self.material.max_length).examples
+        names, _ = class_names({} if few.cloze else self.prepared.model.config.id2label, few)
+        with self.prepared.arithmetic():
+            guesses = classify(self.prepared.model, (collate([one], self.material.pad_id) for one in examples))
+        return [str(names[int(guess)]) for guess in guesses.predictions]
 
 
 def reference(row: Row, labels: Sequence[str] | None) -> str:

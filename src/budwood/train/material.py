@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
@@ -19,10 +19,11 @@ from budwood.assets import (
     resolve_data,
     resolve_model,
     stored_context,
+    stored_kind,
     stored_labels,
 )
 from budwood.core import base_state_dict
-from budwood.data import Corpus, Encoded, Example, encode, read, with_validation
+from budwood.data import Corpus, Encoded, Example, encode, for_encoder_decoder, read, with_cloze, with_validation
 from budwood.errors import BadConfig
 from budwood.evaluate.generate import context_of
 from budwood.train.job import Job
@@ -94,6 +95,8 @@ class Material:
         digest = hashlib.sha256()
         for example in self.train.examples:
             digest.update(repr((example.ids, example.labels, example.label)).encode())
+            if example.target is not None or example.blank is not None:
+                digest.update(repr((example.target, example.blank)).encode())
         return {"data": self.corpus.hash()[:16], "encoded rows": digest.hexdigest()[:16]}
 
     def held(self, most: int) -> Corpus:
@@ -116,8 +119,8 @@ def gather(job: Job) -> Material:
     ref = None if given is not None else resolve_model(job.model, offline=job.offline)
     tokenizer = job.tokenizer or load_tokenizer(_needed(ref), trust_remote_code=job.trust_remote_code)
     corpus = _corpus(job, ref, given)
-    if given is not None and corpus.task == "masked-lm":
-        _check_masked(given)
+    if given is not None:
+        _check_kind(given, corpus.task)
     labels = corpus.labels if corpus.task == "classification" else None
     limit = _max_length(job, tokenizer, given, ref)
     stops = _stops(given)
@@ -163,6 +166,11 @@ def _corpus(job: Job, ref: ModelRef | None, given: PreTrainedModel | None) -> Co
     if isinstance(source, str | Path):
         source = resolve_data(source, offline=job.offline)
     corpus = read(source, columns=job.columns, task=job.task)
+    kind = _kind_of(given) if given is not None else stored_kind(_needed(ref), trust_remote_code=job.trust_remote_code)
+    if job.task is None and kind == "encoder-decoder":
+        corpus = for_encoder_decoder(corpus)
+    if job.cloze is not None:
+        corpus = with_cloze(corpus, job.cloze.for_model(is_masked=kind == "encoder"))
     if corpus.task == "classification":
         stored = stored_labels(ref, trust_remote_code=job.trust_remote_code) if ref is not None else _labels_of(given)
         if stored is not None and corpus.labels != stored and set(corpus.labels or ()) <= set(stored):
@@ -182,12 +190,32 @@ def _labels_of(model: PreTrainedModel | None) -> tuple[str, ...] | None:
     return None if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names
 
 
-def _check_masked(model: PreTrainedModel) -> None:
+def _kind_of(model: PreTrainedModel) -> Literal["decoder", "encoder", "encoder-decoder"]:
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder"
     kind = type(model.config)
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING or type(model) is not MODEL_FOR_MASKED_LM_MAPPING[kind]:
+    is_masked = kind in MODEL_FOR_MASKED_LM_MAPPING and type(model) is MODEL_FOR_MASKED_LM_MAPPING[kind]
+    return "encoder" if is_masked else "decoder"
+
+
+def _check_kind(model: PreTrainedModel, task: str) -> None:
+    """Raise BadConfig for a user's own model of a class that is made for something else."""
+    name, kind = type(model).__name__, _kind_of(model)
+    if task == "masked-lm" and kind != "encoder":
         raise BadConfig(
-            f"model is a {type(model).__name__}, which cannot fill in hidden words; load it with "
-            "transformers.AutoModelForMaskedLM"
+            f"model is a {name}, which cannot fill in hidden words; load it with transformers.AutoModelForMaskedLM"
+        )
+    if task == "seq2seq" and (kind != "encoder-decoder" or model.get_output_embeddings() is None):
+        raise BadConfig(
+            f"model is a {name}, which does not turn one text into another; load an encoder-decoder with "
+            "transformers.AutoModelForSeq2SeqLM, or let a decoder learn with task causal-lm"
+        )
+    if task == "causal-lm" and kind == "encoder-decoder":
+        raise BadConfig(f"model is a {name}, an encoder-decoder; give rows of source and target, and task seq2seq")
+    if task == "cloze" and (kind == "encoder-decoder" or model.get_output_embeddings() is None):
+        raise BadConfig(
+            f"model is a {name}, which names no words; load it with transformers.AutoModelForMaskedLM or "
+            "AutoModelForCausalLM"
         )
 
 

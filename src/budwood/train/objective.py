@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.data import IGNORE, Batch
 from budwood.errors import BadData
+from budwood.evaluate.inputs import class_logits, logits_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +48,22 @@ class CausalLM:
         """Logits are asked for only at positions where some row learns something, and float32 only where it does."""
         if batch.labels is None or batch.labels.ndim != 2 or not batch.shift:
             raise BadData("a language model needs a label for each token; read the data with task causal-lm")
-        labels = batch.labels[:, 1:]  # [B, T - 1]: position t predicts token t + 1
-        learned = labels != IGNORE  # [B, T - 1]
-        positions = learned.any(dim=0).nonzero().flatten()  # [K]
-        logits = logits_at(model, batch, positions)  # [B, K, V]
-        chosen = learned[:, positions]  # [B, K]
-        picked = logits[chosen].float()  # [targets, V]
-        total = F.cross_entropy(picked, labels[:, positions][chosen], reduction="sum")
-        return Loss(total, int(chosen.sum()))
+        return _token_loss(model, batch, batch.labels[:, 1:])  # position t predicts token t + 1
+
+
+@dataclass(frozen=True)
+class Seq2Seq:
+    """Cross-entropy of each token that the decoder writes, given the source and those before it."""
+
+    def targets(self, batch: Batch) -> int:
+        """Tokens to write."""
+        return batch.num_targets
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        """The decoder's inputs are the labels shifted by the model, so labels stand where they are predicted."""
+        if batch.labels is None or batch.target_lengths is None:
+            raise BadData("an encoder-decoder needs rows with a source and a target; read the data with task seq2seq")
+        return _token_loss(model, batch, batch.labels)
 
 
 @dataclass(frozen=True)
@@ -85,10 +92,10 @@ class Classify:
         return batch.num_targets
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        """logits: [B, classes], labels: [B]."""
+        """logits: [B, classes], of a head or of a cloze's words; labels: [B]."""
         if batch.labels is None or batch.labels.ndim != 1:
             raise BadData("a classifier needs one label for each row; read the data with task classification")
-        logits = model(**batch.inputs()).logits  # [B, classes]
+        logits = class_logits(model, batch)  # [B, classes]
         if logits.shape[-1] <= int(batch.labels.max()):
             raise BadData(
                 f"the data has a label {int(batch.labels.max())} but the model only {logits.shape[-1]} classes; "
@@ -97,32 +104,25 @@ class Classify:
         return Loss(F.cross_entropy(logits.float(), batch.labels, reduction="sum"), len(batch))
 
 
-OBJECTIVES: dict[str, type[CausalLM] | type[Classify] | type[MaskedLM]] = {
+OBJECTIVES: Mapping[str, Callable[[], Objective]] = {
     "causal-lm": CausalLM,
     "classification": Classify,
     "masked-lm": MaskedLM,
+    "seq2seq": Seq2Seq,
+    "cloze": Classify,
 }
 """The objective of each task."""
 
 
-def logits_at(model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
-    """[B, K, V] logits at the given positions of every row, counted from the end where the model can skip the rest.
+def _token_loss(model: nn.Module, batch: Batch, labels: Tensor) -> Loss:
+    """The loss at the labels that are learned.
 
-    positions: [K] int64 in [0, T)
+    labels: [B, T'] int64, at the positions that predict them
     """
-    known = forward_arguments(type(bare(model)).forward)
-    extra: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
-    if "logits_to_keep" in known:
-        return model(**batch.inputs(), **extra, logits_to_keep=positions - batch.input_ids.shape[1]).logits
-    return model(**batch.inputs(), **extra).logits[:, positions]
-
-
-@cache
-def forward_arguments(forward: Callable[..., Any]) -> frozenset[str]:
-    """Names of the arguments that a model class' forward takes."""
-    return frozenset(inspect.signature(forward).parameters)
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside a DistributedDataParallel wrapper."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    learned = labels != IGNORE  # [B, T']
+    positions = learned.any(dim=0).nonzero().flatten()  # [K]
+    logits = logits_at(model, batch, positions)  # [B, K, V]
+    chosen = learned[:, positions]  # [B, K]
+    picked = logits[chosen].float()  # [targets, V]
+    total = F.cross_entropy(picked, labels[:, positions][chosen], reduction="sum")
+    return Loss(total, int(chosen.sum()))

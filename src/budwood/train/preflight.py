@@ -205,4 +205,4 @@ def human_seconds(seconds: float) -> str:
 
 def _typical(train: Encoded) -> Example:
     """The example of median length: shown to people."""
-    return sorted(train.examples, key=lambda example: len(example.ids))[len(train.examples) // 2]
+    return sorted(train.examples, key=lambda example: example.size)[len(train.examples) // 2]

@@ -60,13 +60,13 @@ def probe(prepared: Prepared, objective: Objective, feed: Feed, config: TrainCon
             raise OutOfMemory(_does_not_fit(prepared, feed, config, peak() + optimizer_bytes, available))
         rows = min(-(-config.batch // config.accumulate), len(feed.examples))
         rows, seconds = _rows_that_fit(prepared, objective, feed, rows, room, peak)
-    tokens = sum(len(feed.examples[index].ids) for index in feed.longest(rows))
+    tokens = sum(feed.examples[index].size for index in feed.longest(rows))
     return Forecast(
         pieces=config.accumulate if rows * config.accumulate >= config.batch else -(-config.batch // rows),
         step_bytes=peak() + optimizer_bytes,
         available_bytes=available,
         step_s=seconds / tokens * _mean_step_tokens(feed, config.batch),
-        longest_tokens=len(feed.examples[feed.longest(1)[0]].ids),
+        longest_tokens=feed.examples[feed.longest(1)[0]].size,
     )
 
 
@@ -125,13 +125,13 @@ def _peak(device: torch.device) -> Callable[[], int]:
 
 
 def _mean_step_tokens(feed: Feed, batch: int) -> float:
-    lengths = [len(example.ids) for example in feed.examples]
+    lengths = [example.size for example in feed.examples]
     return sum(lengths) / len(lengths) * min(batch, len(lengths))
 
 
 def _does_not_fit(prepared: Prepared, feed: Feed, config: TrainConfig, needed: float, room: float) -> str:
     """The message, with the changes that would make it fit, the cheapest first."""
-    longest = len(feed.examples[feed.longest(1)[0]].ids)
+    longest = feed.examples[feed.longest(1)[0]].size
     ways = []
     if prepared.compute == torch.float32:
         ways.append("precision: bf16 (half the memory of products)")

@@ -160,12 +160,12 @@ def _scored(
     """The batches that rates are compared on, and what they are."""
     size = max(1, config.batch // pieces)
     if held:
-        examples = sorted(spread(held, SCORED), key=lambda example: -len(example.ids))
+        examples = sorted(spread(held, SCORED), key=lambda example: -example.size)
         batches = [collate(examples[at : at + size], feed.pad_id) for at in range(0, len(examples), size)]
         return batches, f"{len(examples)} validation rows"
     seen = {row for _, rows in islice(feed.steps(Position()), plan.steps) for row in rows}
     others = [row for row in range(len(feed.examples)) if row not in seen]
-    chosen = sorted(spread(others or sorted(seen), SCORED), key=lambda row: -len(feed.examples[row].ids))
+    chosen = sorted(spread(others or sorted(seen), SCORED), key=lambda row: -feed.examples[row].size)
     batches = [feed.batch(chosen[at : at + size]) for at in range(0, len(chosen), size)]
     return batches, f"{len(chosen)} training rows{' that the steps did not see' if others else ''}"
 

@@ -11,6 +11,7 @@ from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
 from budwood.data import Row, Template
 from budwood.data.corpus import Task
+from budwood.data.pattern import Verbalizer
 from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.methods import method_from_dict
@@ -90,6 +91,8 @@ def train(
     columns: Mapping[str, str] | None = None,
     template: Template = "auto",
     task: Task | None = None,
+    pattern: str | None = None,
+    verbalizer: Verbalizer | None = None,
     on: Sequence[str | Path] = (),
     allow_pickle: bool = False,
     name: str = "default",
@@ -106,6 +109,8 @@ def train(
     budget   "10m", "500steps", "2epochs": short for the config's
     config   a `TrainConfig` or its fields; other tools' names are accepted
     columns  canonical column to the one that holds it, {"prompt": "q", "completion": "a"}
+    task     what the rows are used for, where data and model leave it open: one of budwood.data.TASKS
+    pattern, verbalizer   for task cloze: "{text} It was <mask>." and {"negative": "terrible", "positive": "great"}
     on       runs or adapter folders that it is trained on top of, frozen, the lowest first
     allow_pickle   read those from pickle files, too, tensors and nothing else
     name     what the adapter is called on the model: another one for each training of the same loaded model
@@ -125,6 +130,8 @@ def train(
             columns=columns,
             template=template,
             task=task,
+            pattern=pattern,
+            verbalizer=verbalizer,
             on=tuple(str(one) for one in on),
             allow_pickle=allow_pickle,
             name=name,

@@ -21,6 +21,7 @@ from budwood.anatomy import Anatomy
 from budwood.core import Adapter, Method, adapters, attach, named_parameters, unfired
 from budwood.data import Batch
 from budwood.errors import BadConfig, WrongOrder
+from budwood.evaluate.inputs import fitted
 from budwood.records import count
 from budwood.train.config import TrainConfig
 from budwood.train.precision import arithmetic, master, resolve_device, resolve_precision
@@ -154,7 +155,7 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 def _refuse_unfired(model: PreTrainedModel, sample: Batch) -> None:
-    silent = unfired(model, sample.to(model.device).inputs())
+    silent = unfired(model, fitted(model, sample.to(model.device)).inputs())
     if silent:
         shown = ", ".join(silent[:8]) + (f" and {len(silent) - 8} more" if len(silent) > 8 else "")
         raise WrongOrder(

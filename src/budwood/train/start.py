@@ -112,9 +112,9 @@ def start(job: Job) -> Started:
     seed_everything(job.config.seed)
     model = material.source.load(None if compact else torch.float32, seed=job.config.seed)
     anatomy = discover(model)
-    if material.corpus.task != "causal-lm" and material.source.ref is not None:
+    if material.corpus.task not in ("causal-lm", "seq2seq") and material.source.ref is not None:
         new = new_modules(model, material.source.fresh(model.dtype, seed=job.config.seed + 1))
-        if material.corpus.task == "masked-lm":
+        if material.corpus.task in ("masked-lm", "cloze"):
             refuse_untrained(job.method, model, anatomy, new)
         else:
             job = replace(job, method=train_new_modules(job.method, model, anatomy, new))

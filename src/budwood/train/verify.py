@@ -15,8 +15,8 @@ from budwood.core.registry import registry_of
 from budwood.data import IGNORE, Batch
 from budwood.errors import VerificationFailed
 from budwood.evaluate import evaluating
+from budwood.evaluate.inputs import class_logits, logits_at
 from budwood.interop import load
-from budwood.train.objective import logits_at
 from budwood.train.precision import arithmetic
 from budwood.train.stacking import lay, stand
 
@@ -167,7 +167,7 @@ def sample_logits(model: Any, batches: Sequence[Batch], compute: torch.dtype) ->
         for batch in batches:
             here = batch.to(device)
             if here.labels is None or here.labels.ndim == 1:
-                found += [row[None].float().cpu() for row in model(**here.inputs()).logits]
+                found += [row[None].float().cpu() for row in class_logits(model, here)]
                 continue
             learned = here.labels[:, int(here.shift) :] != IGNORE  # [B, T - 1], or [B, T]
             positions = learned.any(dim=0).nonzero().flatten()[:POSITIONS]  # [K]

@@ -39,7 +39,8 @@ HIDDEN: dict[str, str] = {
     **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
     **dict.fromkeys(("eval", "try"), f"--on {ALSO_MACHINE}"),
     "compose": "--trust-remote-code",
-    "train": "--on --task --accumulate --learning-rate --rate-steps --schedule --warmup --weight-decay --clip "
+    "train": "--on --task --pattern --verbalizer --accumulate --learning-rate --rate-steps --schedule --warmup "
+    "--weight-decay --clip "
     "--gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows --test-rows --save-every "
     f"--proof-steps --samples {ALSO_MACHINE}",
 }
