@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from budwood.interop import load as load
     from budwood.interop import save as save
     from budwood.methods import IA3 as IA3
+    from budwood.methods import MAM as MAM
     from budwood.methods import METHODS as METHODS
     from budwood.methods import AdapterH as AdapterH
     from budwood.methods import AdapterP as AdapterP
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from budwood.methods import PTuning as PTuning
     from budwood.methods import PTuningV2 as PTuningV2
     from budwood.methods import Selective as Selective
+    from budwood.methods import UniPELT as UniPELT
     from budwood.methods import parse_method as parse_method
     from budwood.train.run import train as train
 
@@ -75,6 +77,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("load", "save"), "interop"),
     **dict.fromkeys(("METHODS", "parse_method", "Full", "IA3", "LoRA", "Selective"), "methods"),
     **dict.fromkeys(("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"), "methods"),
+    **dict.fromkeys(("MAM", "UniPELT"), "methods"),
     **dict.fromkeys(("MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning"), "methods"),
 }
 """Public name to the part of Budwood that has it."""

@@ -41,8 +41,17 @@ ALLOWED: dict[str, set[str]] = {
 # module of methods/ -> the one other method that it is a kind of.
 IS_A: dict[str, str] = {"methods.compacter": "methods.bottleneck"}
 
+# module of methods/ -> the other methods that it is made of.
+MADE_OF: dict[str, set[str]] = {
+    "methods.mam": {"methods.prefix", "methods.bottleneck"},
+    "methods.unipelt": {"methods.prefix", "methods.bottleneck", "methods.lora"},
+}
+
 # modules of methods/ that hold no method but a part of several: methods may import them, and they no method.
-PARTS = {"methods.heads", "methods.invertible", "methods.narrow", "methods.words"}
+PARTS = {
+    *("methods.gate", "methods.heads", "methods.invertible"),
+    *("methods.narrow", "methods.union", "methods.words"),
+}
 
 # third-party package -> where it may be imported ("core.inputs" is one module, "train" a whole package).
 ONLY_IN: dict[str, set[str]] = {
@@ -146,6 +155,7 @@ def test_methods_do_not_import_each_other() -> None:
         if name.startswith("budwood.methods.")
         and name.removeprefix("budwood.") not in PARTS
         and name != f"budwood.{IS_A.get(module, '')}"
+        and name.removeprefix("budwood.") not in MADE_OF.get(module, set())
     ]
     assert wrong == []
 

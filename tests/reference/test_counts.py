@@ -1,7 +1,8 @@
 """Numbers of trainable parameters on published models (weightless, on the meta device) against known integers.
 
 Sources: LoRA tables 2, 3 and 15; the released roberta_base_lora_mnli.bin; DoRA table 1; BitFit; Houlsby table 1 and
-section 3.4; AdapterHub's defaults; MAD-X; He et al. tables 4 to 6, who count weights without biases; LLM-Adapters.
+section 3.4; AdapterHub's defaults; MAD-X; He et al. tables 4 to 6, who count weights without biases, and their MAM;
+LLM-Adapters.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
 from budwood.methods import (
     IA3,
+    MAM,
     AdapterH,
     AdapterP,
     Fusion,
@@ -33,6 +35,7 @@ from budwood.methods import (
     LoRA,
     Parallel,
     Selective,
+    UniPELT,
     parse_method,
 )
 
@@ -151,6 +154,12 @@ COUNTS: list[tuple[str, Method, int]] = [
     ("xlm-roberta-base", AdapterP(reduction=2), 7_091_712),
     ("xlm-roberta-base", parse_method("language-adapter"), 7_387_776),
     ("bart-large", Parallel(size=512), 25_202_688),
+    ("bart-large", MAM(width=None), 27_414_528),  # 2,211,840 rows and 25,202,688 of the adapter
+    ("roberta-base", MAM(length=16, width=None, size=16), 599_232),
+    ("bert-base", MAM(reduction=2), 22_493_984),  # AdapterHub's default
+    ("bert-base", UniPELT(), 11_083_376),  # AdapterHub's: 9,857,024 + 894,528 + 294,912 and 48 gates of 769
+    ("bert-base", UniPELT(width=None), 184_320 + 894_528 + 294_912 + 36_912),
+    ("bert-base", UniPELT(width=None, gate="separate"), 184_320 + 894_528 + 294_912 + 46_140),
     ("llama-7b", LinearAdapter(), 201_326_592),
     ("llama-7b", LinearAdapter(form="adapter-p"), 67_108_864),
     ("llama-7b", LinearAdapter(form="parallel", targets=("mlp.up", "mlp.down")), 247_463_936),

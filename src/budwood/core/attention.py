@@ -54,6 +54,10 @@ class AttentionDelta(Delta):
         """Keys [B or 1, H, P, D_k] and values [B or 1, H, P, D_v]."""
         raise NotImplementedError
 
+    def weights(self) -> tuple[Tensor, Tensor] | None:
+        """What every query multiplies the rows' keys and values by: [B, 1, Q, 1] each; None where nothing."""
+        return None
+
     def bias(self, own: Tensor, queries: int, length: int) -> Tensor:
         """An additive position bias with the columns of P = length rows: [*, heads, Q, K] -> [*, heads, Q, P + K]."""
         return F.pad(own, (length, 0))
@@ -189,15 +193,39 @@ def _attend(
         mask = query.new_zeros(1, 1, 1, key.shape[2])
     mask = None if mask is None else mask[..., : key.shape[2]]
     bias = None if bias is None else bias[..., : key.shape[2]]
+    wide, weighed = value.shape[3], list[Tensor]()
     for part, delta in reversed(met):
         keys, values = delta.meet(batch)
+        weights = delta.weights()
+        if weights is not None:
+            kwargs["scaling"] = keys.shape[3] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+            weighed.append(weights[1])
         mask = _with_columns(mask, query, key, part, keys.shape[2])
         bias = None if bias is None else delta.bias(bias, query.shape[2], keys.shape[2])
-        key = torch.cat([keys.to(key.dtype).expand(batch, -1, -1, -1), key], dim=2)
-        value = torch.cat([values.to(value.dtype).expand(batch, -1, -1, -1), value], dim=2)
+        query, key, value = _joined(query, key, value, keys, values, weights)
     if bias is not None:
         kwargs["position_bias"] = bias
-    return kernel(module, query, key, value, mask, *args, **kwargs)
+    out, probabilities = kernel(module, query, key, value, mask, *args, **kwargs)
+    own, *others = out.split(wide, dim=-1)
+    return sum((w.to(o.dtype).transpose(1, 2) * o for w, o in zip(weighed, others, strict=True)), own), probabilities
+
+
+def _joined(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, weights: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with rows in front, which have features of their own where queries weigh them.
+
+    Of [q, w q], the part q meets only [k, 0] and w q only [0, P_K]; of values [v, 0] and [0, P_V] the sums stay apart.
+    """
+    size, wide, before = keys.shape[3], values.shape[3], 0
+    if weights is not None:
+        before = key.shape[3] // size
+        query = torch.cat([query, query[..., :size] * weights[0].to(query.dtype)], dim=-1)
+        key, value = F.pad(key, (0, size)), F.pad(value, (0, wide))
+    after = key.shape[3] // size - before - 1
+    keys = F.pad(keys.to(key.dtype), (before * size, after * size)).expand(query.shape[0], -1, -1, -1)
+    values = F.pad(values.to(value.dtype), (before * wide, after * wide)).expand(query.shape[0], -1, -1, -1)
+    return query, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
 
 def _met(module: nn.Module, batch: int) -> list[tuple[Part, AttentionDelta]]:

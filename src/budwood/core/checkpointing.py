@@ -20,17 +20,19 @@ _SLOT = "_gradient_checkpointing_func"
 
 
 class _Replay:
-    """A block's forward, tied to the plan of its first run."""
+    """A block's forward, tied to the plan and the attention masks of its first run."""
 
     def __init__(self, function: Callable[..., Any], switch: Switch, plan: Plan) -> None:
-        self.function, self.switch, self.plan = function, switch, plan
+        self.function, self.switch, self.plan, self.masks = function, switch, plan, switch.text.masks
 
     def __call__(self, *args: Any) -> Any:
+        text = self.switch.text
         current, self.switch.plan = self.switch.plan, self.plan
+        masks, text.masks = text.masks, self.masks
         try:
             return self.function(*args)
         finally:
-            self.switch.plan = current
+            self.switch.plan, text.masks = current, masks
             self.switch.forget()  # a recomputation stops at the last tensor that is needed, often before h is complete
 
 

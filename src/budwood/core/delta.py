@@ -6,6 +6,7 @@ everything they need lives in the module they run on, so `deepcopy`, pickle and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import local
 from typing import Any, Literal
 
@@ -89,6 +90,15 @@ class Delta(nn.Module):
         return type(self).enter is not Delta.enter
 
 
+class Texts(local):
+    """The attention masks that this thread's forward gave to stacks of blocks, by stack."""
+
+    masks: Mapping[str, Tensor | None] = {}
+
+    def __reduce__(self) -> tuple[type[Texts], tuple[()]]:
+        return Texts, ()
+
+
 class Switch:
     """The plan in force, shared by all sites of one model (copied with the model, never between models)."""
 
@@ -96,6 +106,7 @@ class Switch:
         self.plan: Plan = None
         self.sources: list[Source] = []
         """All that deltas of this model read elsewhere in it."""
+        self.text = Texts()
 
     def forget(self) -> None:
         """Let go of what this thread's forward kept for sites that it did not come to."""

@@ -171,7 +171,7 @@ def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
             stack, model.get_submodule(site.path), arguments, limit, padding, rotary or limit is not None
         )
         object.__setattr__(owner, _SLOT, entrance)
-        owner.register_forward_pre_hook(begin_hook, with_kwargs=True)
+        owner.register_forward_pre_hook(begin_hook, with_kwargs=True, prepend=True)  # masks are read behind it
         owner.register_forward_hook(end_hook)
     return entrance
 

@@ -17,16 +17,18 @@ from budwood.methods.fusion import Fusion as Fusion
 from budwood.methods.ia3 import IA3 as IA3
 from budwood.methods.linear_adapter import LinearAdapter as LinearAdapter
 from budwood.methods.lora import LoRA as LoRA
+from budwood.methods.mam import MAM as MAM
 from budwood.methods.multitask import MultitaskPrompt as MultitaskPrompt
 from budwood.methods.prefix import PrefixTuning as PrefixTuning
 from budwood.methods.prefix import PTuningV2 as PTuningV2
 from budwood.methods.prompt import PromptTuning as PromptTuning
 from budwood.methods.ptuning import PTuning as PTuning
 from budwood.methods.selective import Selective as Selective
+from budwood.methods.unipelt import UniPELT as UniPELT
 
 METHODS: tuple[type[Method], ...] = (
     Full, Selective, LoRA, IA3, AdapterH, AdapterP, Parallel, Compacter, LinearAdapter, Fusion,
-    PrefixTuning, PTuningV2, PromptTuning, PTuning, MultitaskPrompt,
+    PrefixTuning, PTuningV2, PromptTuning, PTuning, MultitaskPrompt, MAM, UniPELT,
 )  # fmt: skip
 """Every method class, each with `.name`, each usable with no arguments."""
 

@@ -27,6 +27,7 @@ from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, Method, SubLayerDelta
 from budwood.core.sublayer import PassOver
 from budwood.errors import BadConfig, NoSuchSite
+from budwood.methods.gate import Gated, GateOver, check_rows
 from budwood.methods.heads import BeforeOutput, MultiHead, output_site
 from budwood.methods.invertible import Inverse, Invertible, invertible_sites
 from budwood.methods.narrow import Activation, Init, Narrow
@@ -77,6 +78,8 @@ class Bottleneck(Method):
     """Train b_d and b_u."""
     gate: bool = False
     """Multiply the output by a trained gate, one number in (0, 1) a row of the batch."""
+    gate_over: GateOver = "all"
+    """What the gate is a mean over: the text (in decoders: each token by itself), or padding, too (AdapterHub)."""
     ln_before: bool = False
     """A LayerNorm of its own on what the bottleneck reads."""
     ln_after: bool = False
@@ -321,11 +324,11 @@ class Parallel(Bottleneck):
         return BeforeOutput(site, self.network(site, site.out_features, site.in_features))
 
 
-class BottleneckDelta(SubLayerDelta):
+class BottleneckDelta(Gated, SubLayerDelta):
     """h + s A(z), with the options of the method.  A: see `Narrow`; s: [1] or [d] where it is trained.
 
     Order (AdapterHub's, which He et al. agree with where they overlap): own LayerNorm, A, stochastic depth, s, dropout,
-    gate, own LayerNorm, residual. gate = mean over tokens of sigmoid(z W_g^T + b_g), one number a row, W_g: [1, d].
+    gate (see `gate`), own LayerNorm, residual.
     """
 
     def __init__(self, site: Site, method: Bottleneck) -> None:
@@ -339,8 +342,7 @@ class BottleneckDelta(SubLayerDelta):
         trained = {"no": 0, "scalar": 1, "channel": d}[method.learn_scale]
         self.s = nn.Parameter(torch.full((trained,), method.start)) if trained else None
         self.constant = method.start
-        self.W_g = nn.Parameter(torch.randn(1, d) * 0.02) if method.gate else None
-        self.b_g = nn.Parameter(torch.zeros(1)) if method.gate else None
+        self.open_gate(site, method.gate_over, int(method.gate))
         sequential = method if isinstance(method, Sequential) else None
         self.residual_of = sequential.residual if sequential else "h"
         self.ln_after_residual = sequential is not None and sequential.ln_after_residual
@@ -372,28 +374,14 @@ class BottleneckDelta(SubLayerDelta):
         z = z.to(next(self.parameters()).dtype)
         u = self.A(z if self.ln_before is None else self.ln_before(z))
         if self.training and self.stochastic_depth:
-            self._check_rows(u, "stochastic_depth")
+            check_rows(u, "stochastic_depth", self.sublayer.path)
             kept = 1 - self.stochastic_depth
             u = u * (torch.rand(u.shape[0], *(1,) * (u.dim() - 1), device=u.device) < kept) / kept
         u = u * (self.constant if self.s is None else self.s)
         u = F.dropout(u, self.dropout, self.training)
         if self.W_g is not None:
-            u = u * self._gate(z)
+            u = u * self.gate(z)
         return u if self.ln_after is None or self.ln_after_residual else self.ln_after(u)
-
-    def _gate(self, z: Tensor) -> Tensor:
-        """z: [B, T, d] -> [B, 1, 1]."""
-        assert self.W_g is not None
-        self._check_rows(z, "gate")
-        return torch.sigmoid(F.linear(z, self.W_g, self.b_g)).mean(dim=1, keepdim=True)
-
-    def _check_rows(self, z: Tensor, option: str) -> None:
-        """Raises BadConfig where the rows of the batch are not apart."""
-        if z.dim() != 3:
-            raise BadConfig(
-                f"{option} needs [batch, tokens, d] at {self.sublayer.path}, where this model has {list(z.shape)}; "
-                f"leave {option} or this sub-layer out"
-            )
 
     def _alone(self, out: Tensor) -> Tensor:
         """What to return so that the model goes on with `out` alone, although it adds the residual and a LayerNorm."""

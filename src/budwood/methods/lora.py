@@ -28,6 +28,7 @@ from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, Method
 from budwood.core.weights import rows_of, stored_as, weight_of
 from budwood.errors import BadConfig, CannotFold, NoSuchSite
+from budwood.methods.gate import Gated, GateOver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,10 @@ class LoRA(Method):
     """Add a trained bias to B."""
     init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
     """How A (and for pissa B) starts."""
+    gate: bool = False
+    """Multiply the update by a trained gate, one number in (0, 1) a row of the batch (UniPELT)."""
+    gate_over: GateOver = "text"
+    """What the gate is a mean over: the text (in decoders: each token by itself), or padding, too (AdapterHub)."""
     ranks: dict[str, int] = field(default_factory=dict, hash=False)
     """Ranks of their own by role or module name, as attn.q:4+mlp.*:16."""
     alphas: dict[str, float] = field(default_factory=dict, hash=False)
@@ -79,6 +84,8 @@ class LoRA(Method):
             raise BadConfig(f"lora: dropout is {self.dropout}; it must be in [0, 1)")
         if self.dora and self.init == "pissa":
             raise BadConfig("lora: dora and init=pissa change the same weight in two ways; choose one")
+        if self.gate and (self.dora or self.init == "pissa"):
+            raise BadConfig("lora: a gate weighs an update that starts at zero; leave dora and init=pissa out")
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
         """As for any method; every key of `ranks` and `alphas` has to match one of them."""
@@ -107,9 +114,9 @@ class LoRA(Method):
                 f"lora: {site.path} is a {type(base).__name__}, which does more than look up rows; leave it out"
             )
         if site.kind == "embedding":
-            if self.dora or self.bias or self.init == "pissa":
+            if self.dora or self.bias or self.gate or self.init == "pissa":
                 raise BadConfig(
-                    f"lora: {site.path} is an embedding, which has no dora, bias or pissa variant; leave it out"
+                    f"lora: {site.path} is an embedding, which has no dora, bias, gate or pissa variant; leave it out"
                 )
             return LoRAEmbedding(site, base, self)
         if not site.is_linear:
@@ -128,7 +135,7 @@ class LoRA(Method):
         return LoRAParts(site, base, self)
 
 
-class LoRADelta(Delta):
+class LoRADelta(Gated):
     """y + s B drop(A x).  A: [rank, in], B: [out, rank], m: [out] (DoRA), b: [out] (bias)."""
 
     def __init__(self, site: Site, base: nn.Module, method: LoRA) -> None:
@@ -140,6 +147,7 @@ class LoRADelta(Delta):
         self.b = nn.Parameter(torch.zeros(site.out_features)) if method.bias else None
         self.m = nn.Parameter(weight_of(base).float().norm(dim=1)) if method.dora else None
         start(self.A, self.B, method, weight_of(base), self.scale)
+        self.open_gate(site, method.gate_over, int(method.gate))
         pissa = method.init == "pissa"
         self.register_buffer("A0", self.A.detach().clone() if pissa else None)
         self.register_buffer("B0", self.B.detach().clone() if pissa else None)
@@ -155,6 +163,8 @@ class LoRADelta(Delta):
             update = update - z @ self.A0.T @ self.B0.T
         if self.b is not None:
             update = update + self.b
+        if self.W_g is not None:
+            update = update * self.gate(x)
         if self.m is None:
             return y + (update * self.scale).to(y.dtype)
         return self._lengthen(base, x, dropped, y, update * self.scale)
@@ -180,13 +190,19 @@ class LoRADelta(Delta):
         return B @ A * self.scale
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """The same update as one plain pair: A [rank, in], B [out, rank]; for PiSSA of twice the rank."""
+        """The same update as one plain pair: A [rank, in], B [out, rank]; for PiSSA of twice the rank.
+
+        Raises BadConfig where a gate weighs it.
+        """
+        self.check_open()
         if self.A0 is None or self.B0 is None:
             return self.A, self.B
         return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
 
-    def fold(self, base: nn.Module) -> dict[str, Tensor]:
-        """W + s B A, for DoRA with rows of length m; the bias of B goes into the base's."""
+    def fold(self, base: nn.Module) -> dict[str, Tensor] | None:
+        """W + s B A, for DoRA with rows of length m; the bias of B goes into the base's. None with a gate."""
+        if self.W_g is not None:
+            return None
         weight = weight_of(base).to(self.A.dtype) + self.update()
         if self.m is not None:
             weight = weight * (self.m / weight.norm(dim=1)).unsqueeze(1)
@@ -199,7 +215,7 @@ class LoRADelta(Delta):
         return folded
 
 
-class LoRAParts(Delta):
+class LoRAParts(Gated):
     """A pair for each chosen part of a fused linear.
 
     A: [parts * rank, in]; B: [sum of the parts' outputs, rank]; part j adds s B_j A_j x to its own output rows.
@@ -215,6 +231,7 @@ class LoRAParts(Delta):
         self.register_buffer("rows", torch.cat([rows_of(part) for part in parts]), persistent=False)
         self.rows: Tensor
         weight = weight_of(base)[self.rows.to(weight_of(base).device)]
+        self.open_gate(site, method.gate_over, len(parts) * method.gate)
         for A, B, W in zip(self.A.chunk(len(parts)), self.B.split(self.sizes), weight.split(self.sizes), strict=True):
             start(A, B, method, W, self.scale)
         pissa = method.init == "pissa"
@@ -229,6 +246,9 @@ class LoRAParts(Delta):
         update = self._product(z @ self.A.T, self.B)
         if self.A0 is not None and self.B0 is not None:
             update = update - self._product(z @ self.A0.T, self.B0)
+        if self.W_g is not None:
+            gates = zip(self.gate(x).split(1, dim=-1), self.sizes, strict=True)
+            update = update * torch.cat([gate.expand(*gate.shape[:-1], size) for gate, size in gates], dim=-1)
         spread = update.new_zeros(*update.shape[:-1], self.out_features).index_copy(-1, self.rows, update)
         return y + (spread * self.scale).to(y.dtype)
 
@@ -238,7 +258,11 @@ class LoRAParts(Delta):
         return torch.cat([u_j @ B_j.T for u_j, B_j in pairs], dim=-1)
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """The same update as one pair over the fused output: A [parts * rank, in], B [out, parts * rank]."""
+        """The same update as one pair over the fused output: A [parts * rank, in], B [out, parts * rank].
+
+        Raises BadConfig where gates weigh it.
+        """
+        self.check_open()
         A: Tensor = self.A
         B = torch.block_diag(*self.B.split(self.sizes))  # [sum of outputs, parts * rank]
         if self.A0 is not None and self.B0 is not None:
@@ -248,8 +272,10 @@ class LoRAParts(Delta):
             )
         return A, B.new_zeros(self.out_features, B.shape[1]).index_copy(0, self.rows, B)
 
-    def fold(self, base: nn.Module) -> dict[str, Tensor]:
-        """W with s B_j A_j added to the rows of part j."""
+    def fold(self, base: nn.Module) -> dict[str, Tensor] | None:
+        """W with s B_j A_j added to the rows of part j. None with gates."""
+        if self.W_g is not None:
+            return None
         A, B = self.whole()
         return {"weight": stored_as(base, weight_of(base).to(A.dtype) + B @ A * self.scale)}
 

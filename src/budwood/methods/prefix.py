@@ -26,11 +26,13 @@ import budwood.core as core
 from budwood.anatomy import Anatomy, AttentionCall, Site, probe
 from budwood.core import Delta
 from budwood.core.attention import AttentionDelta, attention_sites, ears
+from budwood.core.delta import Source
 from budwood.core.entrance import input_site
 from budwood.core.inputs import ShiftDelta
 from budwood.core.registry import Registry
 from budwood.core.weights import check_whole
 from budwood.errors import BadConfig, NoSuchSite
+from budwood.methods.gate import Gated, GateOver
 from budwood.methods.words import FromWords
 
 
@@ -53,6 +55,11 @@ class Prefix(FromWords):
     bias: Literal["zero", "looked-up", "adapterhub"] = "zero"
     """Additive position bias of the rows (T5): none, that of positions -P to -1 (PEFT), or AdapterHub's, which moves
     the text's own by P."""
+
+    gate: Literal["shared", "separate"] | None = None
+    """Multiply the rows by a trained gate (UniPELT), one for keys and values or one for each."""
+    gate_over: GateOver = "text"
+    """What the gate is a mean over: the text (in decoders: each token by itself), or padding, too (AdapterHub)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,14 +134,17 @@ class PTuningV2(Prefix):
     """Standard deviation of rows that start random."""
 
 
-class PrefixDelta(AttentionDelta):
-    """What plain and reparametrised rows have in common."""
+class PrefixDelta(Gated, AttentionDelta):
+    """What plain and reparametrised rows have in common. Its gates read what the attention module reads."""
 
     def __init__(self, site: Site, call: AttentionCall, method: Prefix) -> None:
         super().__init__(site)
         self.call, self.method = call, method
         self.group = (site.stack, site.role)
         self.tables: tuple[nn.Module, ...] = ()  # in a tuple: the base's modules are not ours to register
+        self.read = Source(site.path, "input")
+        self.open_gate(site, method.gate_over, {None: 0, "shared": 1, "separate": 2}[method.gate])
+        self.sources = () if method.gate is None else (self.read,)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """P_K: [H, P, D_k] and P_V: [H, P, D_v]."""
@@ -149,7 +159,17 @@ class PrefixDelta(AttentionDelta):
         keys, values = (rows.unsqueeze(0) for rows in self.plain())
         if self.training and self.method.dropout:
             keys, values = (F.dropout(r.expand(batch, -1, -1, -1), self.method.dropout) for r in (keys, values))
+        if self.W_g is not None and not self.is_causal:
+            keys, values = (rows * gate for rows, gate in zip((keys, values), self._gates(), strict=True))
         return keys, values
+
+    def weights(self) -> tuple[Tensor, Tensor] | None:
+        """Gates of each token, where it has its own: [B, 1, Q, 1] for keys and values."""
+        return self._gates() if self.is_causal else None
+
+    def _gates(self) -> tuple[Tensor, Tensor]:
+        gates = self.gate(self.read.read()).unsqueeze(1)  # [B, 1, Q or 1, n]
+        return gates[..., :1], gates[..., -1:]
 
     def bias(self, own: Tensor, queries: int, length: int) -> Tensor:
         """[*, heads, Q, K] -> [*, heads, Q, P + K]."""
@@ -248,7 +268,8 @@ class Reparametrised(PrefixDelta):
         """The rows alone, with dropout off."""
         with torch.no_grad():
             keys, values = self.plain()
-        return {"PK": keys.contiguous(), "PV": values.contiguous()}
+        gates = {key: p for key, p in (("W_g", self.W_g), ("b_g", self.b_g)) if p is not None}
+        return {"PK": keys.contiguous(), "PV": values.contiguous(), **gates}
 
     @torch.no_grad()
     def start(self, keys: Tensor, values: Tensor) -> None:
