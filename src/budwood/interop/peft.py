@@ -160,7 +160,8 @@ def _summary(stated: Any, paths: Iterable[str], anatomy: Anatomy) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- writing
 def can_write(adapter: Adapter) -> bool:
     """True where PEFT has the type."""
-    return isinstance(adapter.method, LoRA | IA3)
+    method = adapter.method
+    return isinstance(method, IA3) or (isinstance(method, LoRA) and not method.gate)  # it has no gates
 
 
 def write(model: nn.Module, adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
