@@ -16,7 +16,7 @@ PUBLIC = {
     # methods
     *("METHODS", "Full", "IA3", "LoRA", "Selective", "parse_method"),
     *("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"),
-    *("MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning", "Tasks"),
+    *("MAM", "MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning", "Tasks", "UniPELT"),
     # adapters on disk, training
     *("save", "load", "train"),
     # several LoRA adapters into one

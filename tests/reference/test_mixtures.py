@@ -320,7 +320,10 @@ def test_a_union_is_no_part_of_a_sum() -> None:
         (lambda: UniPELT(rank=0), "lora: rank is 0"),
         (lambda: UniPELT(length=0), "length is 0"),
         (lambda: LoRA(gate=True, dora=True), "leave dora and init=pissa out"),
-        (lambda: core.attach(FAMILIES["llama"].build(), LoRA(gate=True, targets=("embed",)), name="a"), "no dora, bias"),
+        (
+            lambda: core.attach(FAMILIES["llama"].build(), LoRA(gate=True, targets=("embed",)), name="a"),
+            "no dora, bias, gate or pissa variant",
+        ),
         (
             lambda: core.attach(FAMILIES["llama"].build(), UniPELT(targets=("attn.q", "mlp.down")), name="a"),
             r"lora and adapter-p both act at model.layers.0.mlp.down_proj.*choose other targets",
