@@ -15,6 +15,7 @@ from budwood.core import Method
 from budwood.errors import BudwoodError
 from budwood.methods import (
     IA3,
+    MAM,
     METHODS,
     AdapterH,
     AdapterP,
@@ -28,6 +29,7 @@ from budwood.methods import (
     PTuning,
     PTuningV2,
     Selective,
+    UniPELT,
 )
 from budwood.methods.bottleneck import Bottleneck
 from budwood.methods.words import FromWords
@@ -71,6 +73,8 @@ VARIANTS: dict[str, Method] = {method.name: method() for method in METHODS if me
     "p-tuning": PTuning(length=3, width=6),
     "p-tuning-mlp": PTuning(length=3, encoder="mlp", place="after-first"),
     "multitask-prompt": MultitaskPrompt(length=3, tasks=2, rank=2),
+    "mam": MAM(length=3, width=6, size=4),
+    "unipelt": UniPELT(length=3, width=6, size=4),
 }
 IN_PLACE = ("full", "selective", "last-layers")
 """Variants that train the base's own weights."""

@@ -125,7 +125,7 @@ class InText(FromWords):
 
 def starting_rows(site: Site, base: nn.Module, method: FromWords) -> Tensor:
     """What a prompt starts as: [length, d] float32, no view of the embedding table."""
-    weight = base.get_parameter("weight").detach()
+    weight = base.get_parameter("weight")
     if weight.is_meta:
         return torch.empty(method.length, site.out_features, device="meta")
     if method.init != "random":
