@@ -13,6 +13,7 @@ from budwood.core import Method
 from budwood.errors import BadConfig, BudwoodError, NoSuchSite
 from budwood.methods import AdapterH, AdapterP, Compacter, LinearAdapter, Parallel
 from budwood.methods.prefix import Prefix
+from budwood.methods.union import Union
 from families import FAMILIES, GQA, LLAMA, _build
 
 FUSED = {"phi3", "gpt2", "gpt2-classify", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "codegen", "modernbert"}
@@ -38,17 +39,19 @@ NO_CACHE = {"mamba", "rwkv"}
 """Whose state does not say where a text begins."""
 IN_FRONT = {"parallel-before", "parallel-heads", "parallel-queries"}
 """What reads the queries, which latent attention makes in two steps."""
+IN_ATTENTION = {v for v in BESIDE if isinstance(VARIANTS[v], Prefix | Union)}
+"""What puts rows in front of keys."""
 
 
 def expected(family: str) -> set[str]:
     refused = {"lora-fused"} if family not in FUSED else set()
     refused |= {"bitfit"} if family in NO_BIAS else set()
-    refused |= {"lora-qv", "lora-pissa", "lora-gaussian", "ia3"} if family in NO_QKV else set()
+    refused |= {"lora-qv", "lora-pissa", "lora-gaussian", "ia3", "unipelt"} if family in NO_QKV else set()
     refused |= {"lora-embed"} if family in SCALED_EMBEDDING else set()
     refused |= set(AT_SUBLAYERS) if family in NO_SUBLAYER else set()
     refused |= {"language"} if family in NO_INVERSE else set()
     refused |= IN_FRONT if family == "deepseek_v2" else set()
-    refused |= {v for v in BESIDE if isinstance(VARIANTS[v], Prefix)} if family in OWN_ATTENTION | NO_CACHE else set()
+    refused |= IN_ATTENTION if family in OWN_ATTENTION | NO_CACHE else set()
     refused |= set(BESIDE) if family in NO_CACHE else set()
     refused |= {"prefix-rows"} if family in NO_POSITION_IDS else set()
     refused |= {"linear-adapter", "linear-adapter-p"} if family in NO_MLP_LINEAR | {"mamba"} else set()
