@@ -31,6 +31,7 @@ def read_head(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle: b
         return {}
     config = read_json(path, CONFIG)
     tensors = read_tensors(path, "model_head.safetensors", "pytorch_model_head.bin", allow_pickle=allow_pickle)
+    tensors = {key: tensor for key, tensor in tensors.items() if "prefix_tunings." not in key}  # T5: written by mistake
     fields = config.get("config")
     named = tensors if fields is None else _flex(fields, tensors, model, anatomy)
     own = dict(model.named_parameters(remove_duplicate=False))

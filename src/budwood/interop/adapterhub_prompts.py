@@ -1,0 +1,144 @@
+"""AdapterHub's prefix and prompt tuning, read.
+
+Its text starts at position 0 beside a prefix, and its prefixes stand in front of the keys at every step, as ours do.
+Where it computes otherwise than its papers there are options here: gates are means over padding, too, and T5's position
+bias is moved by the prefix's length. The networks that prefixes come out of are computed once, as this is all they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, equal, nn
+from torch.nn.functional import linear
+
+from budwood.anatomy import Site
+from budwood.core.inputs import input_site
+from budwood.errors import BadCheckpoint
+from budwood.interop.adapterhub_names import ACTIVATIONS, Key, Names, check_fields
+from budwood.interop.reading import Read, has_position_bias
+from budwood.methods import PrefixTuning, PromptTuning
+from budwood.methods.narrow import ACTIVATIONS as FUNCTIONS
+
+_PREFIX: dict[str, Any] = {
+    "encoder_prefix": True, "cross_prefix": True, "leave_out": [], "flat": False, "prefix_length": 30,
+    "bottleneck_size": 512, "non_linearity": "tanh", "dropout": 0.0, "use_gating": False, "shared_gating": True,
+    "init_weights_seed": None,
+}  # fmt: skip
+_PROMPT: dict[str, Any] = {
+    "prompt_length": 10, "prompt_init": "random_uniform", "prompt_init_text": None, "combine": "prefix",
+    "init_weights_seed": None, "random_uniform_scale": 0.5,
+}  # fmt: skip
+"""What the configurations mean where they do not say."""
+_COMBINE = {"prefix": "front", "prefix_after_bos": "after-first"}
+
+
+def read_prefix(
+    given: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names, model: nn.Module
+) -> Read:
+    """Its prefixes as ours. Raises BadCheckpoint for tensors that do not fit the configuration or this model."""
+    check_fields(given, _PREFIX)
+    fields = {**_PREFIX, **given}
+    places, pools = _places(fields, names), _pools(keys, tensors)
+    if set(pools) != set(places):
+        raise BadCheckpoint(
+            f"the configuration puts prefixes in this model at {', '.join(places)}, and the file holds "
+            f"{', '.join(pools) or 'none'}: one is wrong, or it is for another kind of model"
+        )
+    paths = [path for found in places.values() for path in found]
+    everywhere = [site.path for site in names.anatomy.sites if site.role in ("attn", "cross")]
+    method = PrefixTuning(
+        length=fields["prefix_length"], width=None, init="random", dropout=fields["dropout"], trained=(),
+        targets=("attn", "cross?") if paths == everywhere else tuple(paths),
+        bias="adapterhub" if has_position_bias(model) else "zero",
+    )  # fmt: skip
+    sites = {site.path: site for site in method.sites(model, names.anatomy)}
+    ours: dict[str, Tensor] = {}
+    for key, found in places.items():
+        flat = _flat(key, pools[key], fields)
+        ours |= _rows(key, flat, fields["prefix_length"], [sites[path] for path in found])
+    return Read(method, ours)
+
+
+def read_prompt(
+    given: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names, model: nn.Module
+) -> Read:
+    """Its prompt as ours. Raises BadCheckpoint for tensors that do not fit."""
+    check_fields(given, _PROMPT)
+    fields = {**_PROMPT, **given}
+    if fields["combine"] not in _COMBINE:
+        raise BadCheckpoint(f"combine is {fields['combine']!r} in adapter_config.json; known: {', '.join(_COMBINE)}")
+    if [parsed.leaf for parsed in keys.values()] != ["prompt_embedding.weight"]:
+        raise BadCheckpoint(f"the file of a prompt holds prompt_embedding.weight alone, and this one {sorted(keys)}")
+    (P,), site = tensors.values(), input_site(model, names.anatomy)
+    expected = (fields["prompt_length"], site.out_features)
+    if P.shape != expected:
+        raise BadCheckpoint(
+            f"wrong base: the prompt is {list(P.shape)} in the file, and prompt_length and the width of {site.path} "
+            f"make {list(expected)}"
+        )
+    method = PromptTuning(length=fields["prompt_length"], init="random", place=_COMBINE[fields["combine"]], trained=())
+    return Read(method, {f"{site.path}.P": P})
+
+
+def _places(fields: Mapping[str, Any], names: Names) -> dict[str, list[str]]:
+    """Paths of the attention modules that get a prefix, by its names of places, in model order."""
+    places: dict[str, list[str]] = {}
+    for site in names.anatomy.sites:
+        if site.role not in ("attn", "cross") or site.layer is None:
+            continue
+        is_first = site.stack == "encoder" and len(names.stacks) > 1
+        key = "cross_prefix" if site.role == "cross" else "encoder_prefix" if is_first else "self_prefix"
+        if fields.get(key, True) and names.index(site.stack, site.layer) not in (fields["leave_out"] or ()):
+            places.setdefault(key, []).append(site.path)
+    return places
+
+
+def _pools(keys: Mapping[str, Key], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors of each place's network: the file repeats them under every layer, all the same."""
+    pools: dict[str, dict[str, Tensor]] = {}
+    for key, parsed in keys.items():
+        if parsed.kind != "prefix_tunings":
+            continue
+        place, _, leaf = parsed.leaf.partition(".")
+        known = pools.setdefault(place, {}).setdefault(leaf, tensors[key])
+        if not equal(known, tensors[key]):
+            raise BadCheckpoint(f"{key} differs from the same tensor under another layer; the file is damaged")
+    return pools
+
+
+def _flat(key: str, pool: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Tensor:
+    """All rows of a place: [P, *]."""
+    names = ["control_trans"] if fields["flat"] else [
+        "control_trans.0.bias", "control_trans.0.weight", "control_trans.2.bias", "control_trans.2.weight", "wte.weight",
+    ]  # fmt: skip
+    if sorted(pool) != names:
+        raise BadCheckpoint(f"a prefix with flat={fields['flat']} has {', '.join(names)}; {key} has {', '.join(pool)}")
+    length = fields["prefix_length"]
+    if fields["flat"]:
+        rows = pool["control_trans"].reshape(length, -1) if pool["control_trans"].numel() % length == 0 else None
+    else:
+        act = str(fields["non_linearity"]).lower()
+        if act not in ACTIVATIONS:
+            raise BadCheckpoint(f"the prefix has the non-linearity {act!r}; known: {', '.join(ACTIVATIONS)}")
+        hidden = linear(pool["wte.weight"], pool["control_trans.0.weight"], pool["control_trans.0.bias"])
+        hidden = FUNCTIONS[ACTIVATIONS[act]](hidden)
+        rows = linear(hidden, pool["control_trans.2.weight"], pool["control_trans.2.bias"])
+    if rows is None or len(rows) != length:
+        raise BadCheckpoint(f"prefix_length is {length}, and the tensors of {key} are for another; one is wrong")
+    return rows
+
+
+def _rows(key: str, flat: Tensor, length: int, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Keys and values of each site: [H, P, D]."""
+    calls = [site.call for site in sites if site.call is not None]
+    sizes = {(call.heads, call.key_size, call.value_size) for call in calls}
+    (heads, width, _), expected = next(iter(sizes)), sum(call.heads * (call.key_size + call.value_size) for call in calls)
+    if len(sizes) > 1 or flat.shape[1] != expected:
+        raise BadCheckpoint(
+            f"wrong base: {key} has {flat.shape[1]} numbers a row, and the {len(sites)} modules of this model, with "
+            f"{heads} heads of width {width}, take {expected}"
+        )
+    table = flat.view(length, 2 * len(sites), heads, width).permute(1, 2, 0, 3)
+    return {f"{s.path}.{letter}": table[2 * n + end] for n, s in enumerate(sites) for end, letter in enumerate(("PK", "PV"))}
