@@ -1,8 +1,8 @@
 """AdapterHub's prefix and prompt tuning, read.
 
 Its text starts at position 0 beside a prefix, and its prefixes stand in front of the keys at every step, as ours do.
-Where it computes otherwise than its papers there are options here: gates are means over padding, too, and T5's position
-bias is moved by the prefix's length. The networks that prefixes come out of are computed once, as this is all they do.
+Where it computes otherwise than its papers there are options here: T5's position bias is moved by the prefix's length.
+The networks that prefixes come out of are computed once, as this is all they do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def read_prefix(
     """Its prefixes as ours. Raises BadCheckpoint for tensors that do not fit the configuration or this model."""
     check_fields(given, _PREFIX)
     fields = {**_PREFIX, **given}
+    if fields["use_gating"]:
+        raise BadCheckpoint("this AdapterHub prefix has use_gating, which is not read here; train it without")
     places, pools = _places(fields, names), _pools(keys, tensors)
+    _check_bias(fields, places, names, model)
     if set(pools) != set(places):
         raise BadCheckpoint(
             f"the configuration puts prefixes in this model at {', '.join(places)}, and the file holds "
@@ -95,13 +98,26 @@ def _places(fields: Mapping[str, Any], names: Names) -> dict[str, list[str]]:
     return places
 
 
+def _check_bias(fields: Mapping[str, Any], places: Mapping[str, Sequence[str]], names: Names, model: nn.Module) -> None:
+    """Raises BadCheckpoint for a T5 of which some layers have no prefix: the library's lose their position bias."""
+    if not has_position_bias(model):
+        return
+    for key, stack in (("self_prefix", names.stacks[-1]), ("encoder_prefix", names.stacks[0])):
+        if 0 < len(places.get(key, ())) < names.anatomy.num_layers(stack):
+            raise BadCheckpoint(
+                f"AdapterHub gives layers of T5 no position bias where leave_out ({fields['leave_out']}) changes how many "
+                "keys there are: this prefix would not be what it was trained to be; train it again here"
+            )
+
+
 def _pools(keys: Mapping[str, Key], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Tensors of each place's network: the file repeats them under every layer, all the same."""
     pools: dict[str, dict[str, Tensor]] = {}
     for key, parsed in keys.items():
         if parsed.kind != "prefix_tunings":
-            continue
+            raise BadCheckpoint(f"the tensor {key!r} does not belong to a prefix")
         place, _, leaf = parsed.leaf.partition(".")
+        place = "self_prefix" if place == "self" else place  # DistilBERT
         known = pools.setdefault(place, {}).setdefault(leaf, tensors[key])
         if not equal(known, tensors[key]):
             raise BadCheckpoint(f"{key} differs from the same tensor under another layer; the file is damaged")
