@@ -253,6 +253,8 @@ def _written_prefix(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> For
         return "PEFT writes a prefix as one table, and keys and values have several sizes here; use it with Budwood"
     if not any("past_key_values" in signature(m.forward).parameters for m in (model, _inner(model))):
         return f"PEFT puts a prefix in the cache, and {type(model).__name__} has none; use it with Budwood"
+    if _slides(model):
+        return "PEFT's prefix is in the cache and leaves a sliding window, this one stays visible; use it with Budwood"
     found = _as_shifted(model, adapter, anatomy, sites)
     if found is None:
         return (
@@ -281,6 +283,12 @@ def _pair(delta: Delta, turn: Turn) -> tuple[Tensor, Tensor]:
     stored = delta.stored()
     keys, values = (stored[letter].detach().cpu() for letter in ("PK", "PV"))
     return (turn(keys), values.double()) if turn.angles else (keys.float(), values.float())
+
+
+def _slides(model: nn.Module) -> bool:
+    """Whether some layer sees the last tokens of the cache only."""
+    config = vars(model)["config"].get_text_config().to_dict()
+    return config.get("sliding_window") is not None and "sliding_attention" in config.get("layer_types", ["sliding_attention"])
 
 
 def _inner(model: nn.Module) -> nn.Module:
