@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
 from budwood.core.delta import Delta, Source, deltas_of
-from budwood.core.entrance import Entrance, input_site, owner_of, positions_of
+from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
 from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, order_of, without_block
 from budwood.core.plan import Part, names, parts_of
+from budwood.core.positions import can_listen, counts_of, listen_at, shift_by, stop_listening
 from budwood.core.registry import registry_of, root_of
 from budwood.errors import BadConfig, NoSuchSite
 
 _SLOT = "budwood_entrance"
+_POOLING = ("ForSequenceClassification", "ForMultipleChoice")
+"""Ends of the names of models whose heads read one state of an encoder: its first."""
 Place = Literal["front", "after-first", "inside"]
 
 
@@ -125,7 +128,9 @@ def open_entrances(model: nn.Module, delta: InputDelta) -> None:
             f"a prompt of {delta.length + delta.shift} leaves no room for text: the model has {entrance.limit} "
             "positions; choose a smaller length"
         )
-    if delta.shift and entrance.has_positions and "position_ids" not in entrance.arguments:
+    if delta.shift:
+        listen_at(entrance)
+    if delta.shift and entrance.has_positions and "position_ids" not in entrance.arguments and entrance.table is None:
         raise NoSuchSite(
             f"the {delta.stack} of {type(model).__name__} takes no position_ids, so its positions cannot be shifted; "
             "use positions=kept"
@@ -148,6 +153,7 @@ def close_entrances(model: nn.Module) -> None:
             entrance.encoder = None
         if entrance.stack not in needed and entrance.encoder is None:
             object.__delattr__(module, _SLOT)
+            stop_listening(entrance)
             for key in [k for k, hook in module._forward_pre_hooks.items() if hook is begin_hook]:
                 del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
             for key in [k for k, hook in module._forward_hooks.items() if hook is end_hook]:
@@ -159,17 +165,20 @@ def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
     entrance = vars(owner).get(_SLOT)
     if entrance is None:
         site = input_site(model, anatomy, stack)
-        limit, padding = positions_of(model, anatomy, stack)
+        table = table_of(model, anatomy, stack)
+        limit, padding = positions_of(table)
         arguments = tuple(inspect.signature(owner.forward).parameters)
         if stack == "decoder" and "past_key_values" not in arguments:
             raise NoSuchSite(
                 f"{type(owner).__name__} keeps what it has read in a state of its own, not in past_key_values, so it "
                 "is not known where a text begins; use lora or an adapter"
             )
-        rotary = "position_ids" in arguments
+        told = "position_ids" in arguments
         entrance = Entrance(
-            stack, model.get_submodule(site.path), arguments, limit, padding, rotary or limit is not None
-        )
+            stack, model.get_submodule(site.path), arguments, limit, padding, told or limit is not None,
+            table=table if not told and can_listen(table) else None, counts_mask=counts_of(table),
+            pools_first=stack == "encoder" and type(model).__name__.endswith(_POOLING),
+        )  # fmt: skip
         object.__setattr__(owner, _SLOT, entrance)
         owner.register_forward_pre_hook(begin_hook, with_kwargs=True)
         owner.register_forward_hook(end_hook)
@@ -187,7 +196,7 @@ def _at_inputs(model: nn.Module) -> Iterator[tuple[str, InputDelta]]:
 def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
     """Before a stack's forward: ids, masks and positions with what the plan puts in."""
     entrance: Entrance = vars(module)[_SLOT]
-    entrance.inserted.count, entrance.inserted.text = 0, None
+    entrance.inserted.count, entrance.inserted.text, entrance.inserted.shift = 0, None, 0
     given = {**dict(zip(entrance.arguments, args, strict=False)), **kwargs}
     text = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if text is None:
@@ -207,7 +216,7 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     elif block is not None:
         _continue(block, changed, seen, text.shape[1])
     if entrance.has_positions and not (isinstance(shift, int) and shift == 0):
-        changed["position_ids"] = _shifted(entrance, changed, shift, seen)
+        shift_by(entrance, changed, shift, seen)
     return (), changed
 
 
@@ -216,17 +225,23 @@ def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
     entrance: Entrance = vars(module)[_SLOT]
     inserted = entrance.inserted
     count, text = inserted.count, inserted.text
-    inserted.count, inserted.text = 0, None
+    inserted.count, inserted.text, inserted.shift = 0, None, 0
     if not count or entrance.feeds_decoder:
         return output
     if isinstance(output, tuple):
-        return (without_block(output[0], count, text), *output[1:])
+        return (_cut(entrance, output[0], count, text), *output[1:])
     if isinstance(output, Tensor):
-        return without_block(output, count, text)
-    output["last_hidden_state"] = without_block(output["last_hidden_state"], count, text)
+        return _cut(entrance, output, count, text)
+    output["last_hidden_state"] = _cut(entrance, output["last_hidden_state"], count, text)
     if output.get("hidden_states") is not None:
         output["hidden_states"] = tuple(without_block(states, count, text) for states in output["hidden_states"])
     return output
+
+
+def _cut(entrance: Entrance, states: Tensor, count: int, text: Tensor | None) -> Tensor:
+    """[B, T + S, d] -> [B, S, d]; a head that reads the first of all states still finds it there."""
+    kept = without_block(states, count, text)
+    return torch.cat([states[:, :1], kept[:, 1:]], dim=1) if entrance.pools_first and text is None else kept
 
 
 def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
@@ -341,15 +356,3 @@ def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
     if block is not None and own is not None and own.shape[1] < states.shape[1]:
         order, _ = order_of(block, own, own.shape[1], own.device)
         given["encoder_attention_mask"] = arranged(mask_for(block, own), own, order)
-
-
-def _shifted(entrance: Entrance, given: dict[str, Any], shift: int | Tensor, seen: int) -> Tensor:
-    """Positions that start later: [1 or B, S]."""
-    positions: Tensor | None = given.get("position_ids")
-    if positions is None:
-        text: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-        if entrance.padding is not None and text.dim() == 2:
-            real = (text != entrance.padding).to(torch.int64)
-            return (real.cumsum(dim=1) + shift) * real + entrance.padding
-        positions = torch.arange(seen, seen + text.shape[1], device=text.device).unsqueeze(0)
-    return positions + shift
