@@ -8,13 +8,13 @@ The networks that prefixes come out of are computed once, as this is all they do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, equal, nn
 from torch.nn.functional import linear
 
-from budwood.anatomy import Site
-from budwood.core.inputs import input_site
+from budwood.anatomy import AttentionCall, Site
+from budwood.core.entrance import input_site
 from budwood.errors import BadCheckpoint
 from budwood.interop.adapterhub_names import ACTIVATIONS, Key, Names, check_fields
 from budwood.interop.reading import Read, has_position_bias
@@ -31,7 +31,7 @@ _PROMPT: dict[str, Any] = {
     "init_weights_seed": None, "random_uniform_scale": 0.5,
 }  # fmt: skip
 """What the configurations mean where they do not say."""
-_COMBINE = {"prefix": "front", "prefix_after_bos": "after-first"}
+_COMBINE: dict[str, Literal["front", "after-first"]] = {"prefix": "front", "prefix_after_bos": "after-first"}
 
 
 def read_prefix(
@@ -105,8 +105,8 @@ def _check_bias(fields: Mapping[str, Any], places: Mapping[str, Sequence[str]], 
     for key, stack in (("self_prefix", names.stacks[-1]), ("encoder_prefix", names.stacks[0])):
         if 0 < len(places.get(key, ())) < names.anatomy.num_layers(stack):
             raise BadCheckpoint(
-                f"AdapterHub gives layers of T5 no position bias where leave_out ({fields['leave_out']}) changes how many "
-                "keys there are: this prefix would not be what it was trained to be; train it again here"
+                f"AdapterHub gives T5 no position bias where leave_out ({fields['leave_out']}) changes how many keys "
+                "there are: this prefix would not be what it was trained to be; train it again here"
             )
 
 
@@ -126,9 +126,8 @@ def _pools(keys: Mapping[str, Key], tensors: Mapping[str, Tensor]) -> dict[str, 
 
 def _flat(key: str, pool: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Tensor:
     """All rows of a place: [P, *]."""
-    names = ["control_trans"] if fields["flat"] else [
-        "control_trans.0.bias", "control_trans.0.weight", "control_trans.2.bias", "control_trans.2.weight", "wte.weight",
-    ]  # fmt: skip
+    layers = [f"control_trans.{layer}.{what}" for layer in (0, 2) for what in ("bias", "weight")]
+    names = ["control_trans"] if fields["flat"] else [*layers, "wte.weight"]
     if sorted(pool) != names:
         raise BadCheckpoint(f"a prefix with flat={fields['flat']} has {', '.join(names)}; {key} has {', '.join(pool)}")
     length = fields["prefix_length"]
@@ -149,12 +148,13 @@ def _flat(key: str, pool: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Te
 def _rows(key: str, flat: Tensor, length: int, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Keys and values of each site: [H, P, D]."""
     calls = [site.call for site in sites if site.call is not None]
-    sizes = {(call.heads, call.key_size, call.value_size) for call in calls}
-    (heads, width, _), expected = next(iter(sizes)), sum(call.heads * (call.key_size + call.value_size) for call in calls)
-    if len(sizes) > 1 or flat.shape[1] != expected:
+    heads, width = calls[0].heads, calls[0].key_size
+    expected = 2 * len(sites) * heads * width
+    if any(call != AttentionCall(heads, width, width) for call in calls) or flat.shape[1] != expected:
         raise BadCheckpoint(
             f"wrong base: {key} has {flat.shape[1]} numbers a row, and the {len(sites)} modules of this model, with "
             f"{heads} heads of width {width}, take {expected}"
         )
     table = flat.view(length, 2 * len(sites), heads, width).permute(1, 2, 0, 3)
-    return {f"{s.path}.{letter}": table[2 * n + end] for n, s in enumerate(sites) for end, letter in enumerate(("PK", "PV"))}
+    ends = list(enumerate(("PK", "PV")))
+    return {f"{site.path}.{letter}": table[2 * n + end] for n, site in enumerate(sites) for end, letter in ends}

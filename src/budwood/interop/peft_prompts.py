@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from budwood.anatomy import Anatomy, Site, probe
 from budwood.core import Adapter, Delta, Method, attach, delta_at, detach, using
-from budwood.core.inputs import input_site
+from budwood.core.entrance import input_site, owner_of
 from budwood.core.registry import registry_of
 from budwood.core.trained import Trained
 from budwood.errors import BadCheckpoint
@@ -146,9 +145,7 @@ def _prefix(
             f"and this one has {len(stacks)}"
         )
     if layers < len(sites) or (len(stacks) == 1 and layers != len(sites)):
-        raise BadCheckpoint(
-            f"wrong base: this prefix is for a model of {layers} layers, and this one has {len(sites)}"
-        )
+        raise BadCheckpoint(f"wrong base: this prefix is for a model of {layers} layers, and this one has {len(sites)}")
     for site in sites:
         assert site.call is not None
         found, size = site.call.heads, site.call.key_size
@@ -251,7 +248,8 @@ def _written_prefix(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> For
     heads, width, value_width = shapes.pop()
     if shapes or width != value_width:
         return "PEFT writes a prefix as one table, and keys and values have several sizes here; use it with Budwood"
-    if not any("past_key_values" in signature(m.forward).parameters for m in (model, _inner(model))):
+    takers = (model, owner_of(model, anatomy, stacks[-1]))
+    if not any("past_key_values" in signature(taker.forward).parameters for taker in takers):
         return f"PEFT puts a prefix in the cache, and {type(model).__name__} has none; use it with Budwood"
     if _slides(model):
         return "PEFT's prefix is in the cache and leaves a sliding window, this one stays visible; use it with Budwood"
@@ -288,23 +286,19 @@ def _pair(delta: Delta, turn: Turn) -> tuple[Tensor, Tensor]:
 def _slides(model: nn.Module) -> bool:
     """Whether some layer sees the last tokens of the cache only."""
     config = vars(model)["config"].get_text_config().to_dict()
-    return config.get("sliding_window") is not None and "sliding_attention" in config.get("layer_types", ["sliding_attention"])
+    kinds = config.get("layer_types") or ("sliding_attention",)
+    return config.get("sliding_window") is not None and "sliding_attention" in kinds
 
 
-def _inner(model: nn.Module) -> nn.Module:
-    return model.base_model if isinstance(model, PreTrainedModel) else model
-
-
-def _as_shifted(
-    model: nn.Module, adapter: Adapter, anatomy: Anatomy, sites: Sequence[Site]
-) -> dict[str, Turn] | None:
+def _as_shifted(model: nn.Module, adapter: Adapter, anatomy: Anatomy, sites: Sequence[Site]) -> dict[str, Turn] | None:
     """How keys are turned for a text that starts behind the prefix; None where the model would compute otherwise."""
     method = adapter.method.deployed
     assert isinstance(method, Prefix)
     target = replace(method, positions="shifted", bias=_bias(model), init="random", text=None, ids=(), sizes=())
+    still: dict[str, Turn] | None = {site.path: Turn() for site in sites}
     if (method.positions, method.bias) == (target.positions, target.bias):
-        return {site.path: Turn() for site in sites}
-    found = turns(model, anatomy, sites, method.length) if method.positions == "kept" else {s.path: Turn() for s in sites}
+        return still
+    found = turns(model, anatomy, sites, method.length) if method.positions == "kept" else still
     return found if found is not None and _computes_the_same(model, adapter, target, found) else None
 
 
@@ -334,7 +328,7 @@ def _computes_the_same(model: nn.Module, adapter: Adapter, target: Prefix, found
 
 def _output(model: nn.Module, adapter: Adapter) -> Tensor:
     with probe.undisturbed(model), torch.no_grad(), using(model, adapter.method.plan(adapter.name)):
-        batch = probe.without_cache(model, probe.synthetic_batch(model))  # type: ignore[arg-type]
+        batch = probe.without_cache(model, probe.synthetic_batch(model))
         found: Tensor = model(**batch)[0]
     return found
 
@@ -347,7 +341,8 @@ def _written_prompt(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> For
             f"PEFT puts a prompt in front of the text, and this one stands {method.place}; train it with place=front, "
             "or use it with Budwood"
         )
-    state = {letter: tensor.detach().cpu().float() for letter, tensor in delta_at(model, site, adapter.name).stored().items()}
+    stored = delta_at(model, site, adapter.name).stored()
+    state = {letter: tensor.detach().cpu().float() for letter, tensor in stored.items()}
     kind = {MultitaskPrompt: "MULTITASK_PROMPT_TUNING", PTuning: "P_TUNING"}.get(type(method), "PROMPT_TUNING")
     config = {
         "peft_type": kind, "num_virtual_tokens": method.length, "num_transformer_submodules": 1,

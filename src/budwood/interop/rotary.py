@@ -65,8 +65,8 @@ def turns(model: nn.Module, anatomy: Anatomy, sites: Sequence[Site], steps: int)
             model(input_ids=ids, position_ids=torch.full_like(ids, position))
     for site in sites:
         (before, _), (after, _) = heard[site.path]
-        tolerance = 1e-4 if before.dtype == torch.float32 else 5e-2
-        fits = [(float((turn(before) - after.cpu().double()).abs().max()), turn) for turn in known if _has_room(turn, site)]
+        tolerance, wanted = 1e-4 if before.dtype == torch.float32 else 5e-2, after.cpu().double()
+        fits = [(float((turn(before) - wanted).abs().max()), turn) for turn in known if _has_room(turn, site)]
         error, found[site.path] = min(fits, key=lambda fit: fit[0])
         if error > tolerance * float(before.abs().max()):
             return None
