@@ -28,6 +28,8 @@ class Entrance:
     """Whether the text's positions mean anything that could be shifted."""
     table: nn.Module | None = None
     """The table of positions of a stack that is not told them (BART)."""
+    embeddings: nn.Module | None = None
+    """What adds positions and norms to words, where rows are put behind it."""
     counts_mask: bool = False
     """Whether positions are counted on the attention mask (OPT)."""
     pools_first: bool = False
@@ -77,6 +79,22 @@ def input_site(model: nn.Module, anatomy: Anatomy, stack: str | None = None) -> 
         else Site(paths[embedding], "embed", stack, None, weight.shape[0], weight.shape[1], "embedding")
     )
     return replace(site, stack=stack)
+
+
+def embeddings_site(model: nn.Module, anatomy: Anatomy) -> Site:
+    """The module that adds positions and norms to an encoder's words.
+
+    Raises NoSuchSite where there is none, where it masks what it returns, or where a decoder reads the encoder.
+    """
+    site = input_site(model, anatomy)
+    path = site.path.rpartition(".")[0]
+    module, stacks = model.get_submodule(path), {s.stack for s in anatomy.sites}
+    masks = "mask" in inspect.signature(module.forward).parameters  # DeBERTa
+    if isinstance(module, PreTrainedModel) or "decoder" in stacks or masks:
+        raise NoSuchSite(
+            f"{type(model).__name__} has no embeddings that a prompt could be put behind, as BERT's; use level=words"
+        )
+    return replace(site, path=path, kind="module")
 
 
 def owner_of(model: nn.Module, anatomy: Anatomy, stack: str) -> PreTrainedModel:

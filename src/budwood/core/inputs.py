@@ -23,7 +23,7 @@ from budwood.core.delta import Delta, Source, deltas_of
 from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
 from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, order_of, without_block
 from budwood.core.plan import Part, names, parts_of
-from budwood.core.positions import can_listen, counts_of, listen_at, shift_by, stop_listening
+from budwood.core.positions import can_listen, counts_of, listen_at, positions_with, shift_by, stop_listening
 from budwood.core.registry import registry_of, root_of
 from budwood.errors import BadConfig, NoSuchSite
 
@@ -109,6 +109,23 @@ def positions_taken(model: nn.Module) -> int:
     return sum(method.positions_taken for method in acting)
 
 
+class StatesDelta(InputDelta):
+    """Trained rows behind the embeddings: no positions, types or norms are added to them (AdapterHub)."""
+
+    def __init__(self, site: Site, count: int, place: Place) -> None:
+        super().__init__(site)
+        self.path, self.count, self.place = site.path, count, place
+
+    def rows(self) -> Tensor:
+        """[P, d]."""
+        raise NotImplementedError
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y: [B, S, d] -> [B, P + S, d]."""
+        rows, first = self.rows().to(y.dtype).expand(len(y), -1, -1), int(self.place == "after-first")
+        return torch.cat([y[:, :first], rows, y[:, first:]], dim=1)
+
+
 def pseudo_tokens(model: nn.Module) -> int:
     """How many pseudo tokens (ids -1, -2, ...) the plan in force fills in where a text has them; 0 for none."""
     registry = registry_of(model)
@@ -123,6 +140,8 @@ def open_entrances(model: nn.Module, delta: InputDelta) -> None:
     assert registry is not None
     anatomy = registry.anatomy
     entrance = _open(model, anatomy, delta.stack)
+    if isinstance(delta, StatesDelta):
+        entrance.embeddings = model.get_submodule(delta.path)
     if entrance.limit is not None and delta.length + delta.shift >= entrance.limit:
         raise BadConfig(
             f"a prompt of {delta.length + delta.shift} leaves no room for text: the model has {entrance.limit} "
@@ -207,11 +226,14 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     acting = _acting(entrance, text.shape[0])
     block = _block(entrance, text)
     shift = _shift(acting, text)
-    if block is None and isinstance(shift, int) and shift == 0:
+    added = _added(entrance, text.shape[0])
+    if block is None and not added and isinstance(shift, int) and shift == 0:
         return ((), changed) if entrance.encoder is not None else None
     cache = given.get("past_key_values")
     seen = 0 if cache is None else int(cache.get_seq_length())
-    if block is not None and seen == 0:
+    if added:
+        _add(entrance, added, block, changed, text)
+    elif block is not None and seen == 0:
         _insert(entrance, block, changed, text)
     elif block is not None:
         _continue(block, changed, seen, text.shape[1])
@@ -250,6 +272,35 @@ def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
         return []
     found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
     return [(part, d) for part, d in found if isinstance(d, InputDelta) and d.stack == entrance.stack]
+
+
+def _added(entrance: Entrance, batch: int) -> list[tuple[Part, StatesDelta]]:
+    """What the plan in force puts behind the embeddings."""
+    deltas = None if entrance.embeddings is None else deltas_of(entrance.embeddings)
+    if deltas is None:
+        return []
+    found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
+    return [(part, delta) for part, delta in found if isinstance(delta, StatesDelta)]
+
+
+def _add(
+    entrance: Entrance, added: list[tuple[Part, StatesDelta]], block: Block | None, given: dict[str, Any], text: Tensor
+) -> None:
+    """Extend the mask for rows that are put behind the embeddings."""
+    if block is not None or len(added) > 1 or added[0][0].rows is not None:
+        raise BadConfig(
+            f"{added[0][0].name!r} puts its prompt behind the embeddings of a whole batch, and this plan has another "
+            "prompt, or routes rows; activate it alone, or beside adapters that are no prompts"
+        )
+    ((_, delta),), length = added, text.shape[1]
+    first, mask = int(delta.place == "after-first"), mask_of(given.get("attention_mask"))
+    if mask is not None:
+        ones = mask.new_ones(len(mask), delta.count)
+        given["attention_mask"] = torch.cat([mask[:, :first], ones, mask[:, first:]], dim=1)
+    entrance.inserted.count = delta.count
+    if first:
+        place = torch.arange(length, device=text.device).expand(len(text), -1)
+        entrance.inserted.text = torch.where(place < first, place, place + delta.count)
 
 
 def _block(entrance: Entrance, text: Tensor) -> Block | None:
@@ -299,31 +350,11 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
     if positions is None and block.visible is not None and entrance.has_positions and entrance.padding is None:
         positions = torch.arange(length, device=text.device).unsqueeze(0)
     if positions is not None:
-        given["position_ids"] = _positioned(entrance, block, positions.expand(batch, -1), order, where)
+        given["position_ids"] = positions_with(entrance, block, positions.expand(batch, -1), order, where)
     if given.get("cache_position") is not None:
         given["cache_position"] = torch.arange(length + count, device=text.device)
     entrance.inserted.count = count
     entrance.inserted.text = where
-
-
-def _positioned(
-    entrance: Entrance, block: Block, positions: Tensor, order: Tensor | None, where: Tensor | None
-) -> Tensor:
-    """Positions of the text [B, S] with those of the block in between: [B, T + S]."""
-    if "position_ids" not in entrance.arguments:
-        raise BadConfig(
-            "this batch has prompts of several lengths and the model takes no position_ids; use prompts of one length"
-        )
-    if positions.dim() != 2:
-        raise BadConfig("a prompt can be put into texts with one position for each token, and this model has several")
-    steps = torch.arange(block.ids.shape[1], device=positions.device).expand(block.ids.shape)
-    if block.visible is not None:
-        steps = (block.visible.cumsum(dim=1) - 1).clamp(min=0)
-    if where is None:
-        return torch.cat([steps, positions + block.counts], dim=1)
-    kept = where == torch.arange(where.shape[1], device=where.device)  # tokens in front of the block: [B, S]
-    begin = torch.where(kept, positions, -1).amax(dim=1, keepdim=True) + 1
-    return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
 
 
 def _continue(block: Block, given: dict[str, Any], seen: int, length: int) -> None:

@@ -1,6 +1,6 @@
-"""Positions that start later: of stacks that are told them, and of those that look them up by themselves (BART).
+"""Positions that start later, or make room: of stacks that are told them, and of those that look them up (BART).
 
-Shapes: B batch, S text length.
+Shapes: B batch, S text length, T embeddings put in.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from budwood.core.entrance import Entrance
+from budwood.core.insertion import Block, arranged
 from budwood.errors import BadConfig
 
 _SLOT = "budwood_positions"
@@ -80,3 +81,23 @@ def _numbered(entrance: Entrance, given: dict[str, Any], seen: int, shift: int |
         real = mask.to(torch.int64)
         return ((real.cumsum(dim=1) + shift) * real - 1)[:, seen:]
     return torch.arange(seen, seen + text.shape[1], device=text.device).unsqueeze(0) + shift
+
+
+def positions_with(
+    entrance: Entrance, block: Block, positions: Tensor, order: Tensor | None, where: Tensor | None
+) -> Tensor:
+    """Positions of the text [B, S] with those of the block in between: [B, T + S]."""
+    if "position_ids" not in entrance.arguments:
+        raise BadConfig(
+            "this batch has prompts of several lengths and the model takes no position_ids; use prompts of one length"
+        )
+    if positions.dim() != 2:
+        raise BadConfig("a prompt can be put into texts with one position for each token, and this model has several")
+    steps = torch.arange(block.ids.shape[1], device=positions.device).expand(block.ids.shape)
+    if block.visible is not None:
+        steps = (block.visible.cumsum(dim=1) - 1).clamp(min=0)
+    if where is None:
+        return torch.cat([steps, positions + block.counts], dim=1)
+    kept = where == torch.arange(where.shape[1], device=where.device)  # tokens in front of the block: [B, S]
+    begin = torch.where(kept, positions, -1).amax(dim=1, keepdim=True) + 1
+    return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)

@@ -1,7 +1,8 @@
 """AdapterHub's prefix and prompt tuning, read.
 
 Its text starts at position 0 beside a prefix, and its prefixes stand in front of the keys at every step, as ours do.
-Where it computes otherwise than its papers there are options here: T5's position bias is moved by the prefix's length.
+Where it computes otherwise than its papers there are options here: T5's position bias is moved by the prefix's length,
+and prompts enter encoders behind positions and norms.
 The networks that prefixes come out of are computed once, as this is all they do.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor, equal, nn
 from torch.nn.functional import linear
 
 from budwood.anatomy import AttentionCall, Site
-from budwood.core.entrance import input_site
+from budwood.core.entrance import embeddings_site
 from budwood.errors import BadCheckpoint
 from budwood.interop.adapterhub_names import ACTIVATIONS, Key, Names, check_fields
 from budwood.interop.reading import Read, has_position_bias
@@ -74,14 +75,16 @@ def read_prompt(
         raise BadCheckpoint(f"combine is {fields['combine']!r} in adapter_config.json; known: {', '.join(_COMBINE)}")
     if [parsed.leaf for parsed in keys.values()] != ["prompt_embedding.weight"]:
         raise BadCheckpoint(f"the file of a prompt holds prompt_embedding.weight alone, and this one {sorted(keys)}")
-    (P,), site = tensors.values(), input_site(model, names.anatomy)
+    (P,), site = tensors.values(), embeddings_site(model, names.anatomy)
     expected = (fields["prompt_length"], site.out_features)
     if P.shape != expected:
         raise BadCheckpoint(
             f"wrong base: the prompt is {list(P.shape)} in the file, and prompt_length and the width of {site.path} "
             f"make {list(expected)}"
         )
-    method = PromptTuning(length=fields["prompt_length"], init="random", place=_COMBINE[fields["combine"]], trained=())
+    method = PromptTuning(
+        length=fields["prompt_length"], init="random", place=_COMBINE[fields["combine"]], level="states", trained=(),
+    )  # fmt: skip
     return Read(method, {f"{site.path}.P": P})
 
 

@@ -336,6 +336,8 @@ def _output(model: nn.Module, adapter: Adapter) -> Tensor:
 def _written_prompt(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> Form | str:
     method, site = adapter.method, next(site for site in adapter.sites if site.role.startswith("embed"))
     assert isinstance(method, InText)
+    if isinstance(method, PromptTuning) and method.level != "words":
+        return "PEFT's prompts are words, and this one enters behind the embeddings; train it with level=words"
     if method.place != "front":
         return (
             f"PEFT puts a prompt in front of the text, and this one stands {method.place}; train it with place=front, "
