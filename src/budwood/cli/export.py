@@ -71,12 +71,11 @@ def _to_folder(subject: Subject, to: Literal["peft", "adapterhub"], out: Path, s
         lay(model, subject.on, top=name, allow_pickle=bool(subject.settings.get("allow_pickle")))
     load(model, subject.folder, name=name, allow_pickle=bool(subject.settings.get("allow_pickle")))
     method = adapters(model)[name].method
-    if to == "peft" and method.name not in ("lora", "ia3"):
-        other = "merged" if adapters(model)[name].unfrozen else FORMS.get(method.name)
-        way = f"write it --to {other}" if other else "use it with Budwood"
-        raise BadConfig(f"PEFT has no adapter of the type {method.name}; {way}")
+    other = "merged" if adapters(model)[name].unfrozen else FORMS.get(method.name)
+    if to == "peft" and other not in (None, to):
+        raise BadConfig(f"PEFT has no adapter of the type {method.name}; write it --to {other}")
     with new_folder(out, force=force) as draft:
-        save(model, draft, name=name, to="adapterhub" if to == "adapterhub" else "budwood")
+        save(model, draft, name=name, to=to)
         if (subject.folder / CARD).is_file():
             shutil.copyfile(subject.folder / CARD, draft / CARD)
         _check(model, draft, name, out)

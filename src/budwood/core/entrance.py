@@ -26,6 +26,14 @@ class Entrance:
     """The id that has no position, where positions are counted on ids (RoBERTa)."""
     has_positions: bool
     """Whether the text's positions mean anything that could be shifted."""
+    table: nn.Module | None = None
+    """The table of positions of a stack that is not told them (BART)."""
+    embeddings: nn.Module | None = None
+    """What adds positions and norms to words, where rows are put behind it."""
+    counts_mask: bool = False
+    """Whether positions are counted on the attention mask (OPT)."""
+    pools_first: bool = False
+    """Whether a head behind the stack reads the first state as that of the text."""
     encoder: Entrance | None = None
     """For a decoder: the entrance of the encoder that it reads."""
     feeds_decoder: bool = False
@@ -35,10 +43,14 @@ class Entrance:
 
 
 class Inserted(local):
-    """What this thread's forward has put in: how many, and where the text's tokens are now ([B, S] or None: behind)."""
+    """What this thread's forward has put in: how many, and where the text's tokens are now ([B, S] or None: behind).
+
+    shift: how much later its positions start, for a table of positions
+    """
 
     count = 0
     text: Tensor | None = None
+    shift = 0
 
     def __reduce__(self) -> tuple[type[Inserted], tuple[()]]:
         return Inserted, ()
@@ -69,6 +81,22 @@ def input_site(model: nn.Module, anatomy: Anatomy, stack: str | None = None) -> 
     return replace(site, stack=stack)
 
 
+def embeddings_site(model: nn.Module, anatomy: Anatomy) -> Site:
+    """The module that adds positions and norms to an encoder's words.
+
+    Raises NoSuchSite where there is none, where it masks what it returns, or where a decoder reads the encoder.
+    """
+    site = input_site(model, anatomy)
+    path = site.path.rpartition(".")[0]
+    module, stacks = model.get_submodule(path), {s.stack for s in anatomy.sites}
+    masks = "mask" in inspect.signature(module.forward).parameters  # DeBERTa
+    if isinstance(module, PreTrainedModel) or "decoder" in stacks or masks:
+        raise NoSuchSite(
+            f"{type(model).__name__} has no embeddings that a prompt could be put behind, as BERT's; use level=words"
+        )
+    return replace(site, path=path, kind="module")
+
+
 def owner_of(model: nn.Module, anatomy: Anatomy, stack: str) -> PreTrainedModel:
     """The innermost model that holds the stack's blocks and takes token ids."""
     paths = [site.path for site in anatomy.sites if site.stack == stack and site.layer is not None]
@@ -85,12 +113,19 @@ def owner_of(model: nn.Module, anatomy: Anatomy, stack: str) -> PreTrainedModel:
     return takers[-1]
 
 
-def positions_of(model: nn.Module, anatomy: Anatomy, stack: str) -> tuple[int | None, int | None]:
-    """(positions in the table, the id without one) of a stack whose positions are embeddings."""
+def table_of(model: nn.Module, anatomy: Anatomy, stack: str) -> nn.Embedding | None:
+    """The embedding of a stack's positions, None where they are none."""
     for site in anatomy.sites:
         if site.role == "embed.position" and site.layer is None and site.stack in (stack, ""):
             module = model.get_submodule(site.path)
             assert isinstance(module, nn.Embedding)
-            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - reserved - int(vars(module).get("offset", 0)), module.padding_idx
-    return None, None
+            return module
+    return None
+
+
+def positions_of(table: nn.Embedding | None) -> tuple[int | None, int | None]:
+    """(positions in the table, the id without one)."""
+    if table is None:
+        return None, None
+    reserved = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - reserved - int(vars(table).get("offset", 0)), table.padding_idx

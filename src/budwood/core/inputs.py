@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
 from budwood.core.delta import Delta, Source, deltas_of
-from budwood.core.entrance import Entrance, input_site, owner_of, positions_of
+from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
 from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, order_of, without_block
 from budwood.core.plan import Part, names, parts_of
+from budwood.core.positions import can_listen, counts_of, listen_at, positions_with, shift_by, stop_listening
 from budwood.core.registry import registry_of, root_of
 from budwood.errors import BadConfig, NoSuchSite
 
 _SLOT = "budwood_entrance"
+_POOLING = ("ForSequenceClassification", "ForMultipleChoice")
+"""Ends of the names of models whose heads read one state of an encoder: its first."""
 Place = Literal["front", "after-first", "inside"]
 
 
@@ -106,6 +109,23 @@ def positions_taken(model: nn.Module) -> int:
     return sum(method.positions_taken for method in acting)
 
 
+class StatesDelta(InputDelta):
+    """Trained rows behind the embeddings: no positions, types or norms are added to them (AdapterHub)."""
+
+    def __init__(self, site: Site, count: int, place: Place) -> None:
+        super().__init__(site)
+        self.path, self.count, self.place = site.path, count, place
+
+    def rows(self) -> Tensor:
+        """[P, d]."""
+        raise NotImplementedError
+
+    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y: [B, S, d] -> [B, P + S, d]."""
+        rows, first = self.rows().to(y.dtype).expand(len(y), -1, -1), int(self.place == "after-first")
+        return torch.cat([y[:, :first], rows, y[:, first:]], dim=1)
+
+
 def pseudo_tokens(model: nn.Module) -> int:
     """How many pseudo tokens (ids -1, -2, ...) the plan in force fills in where a text has them; 0 for none."""
     registry = registry_of(model)
@@ -120,12 +140,16 @@ def open_entrances(model: nn.Module, delta: InputDelta) -> None:
     assert registry is not None
     anatomy = registry.anatomy
     entrance = _open(model, anatomy, delta.stack)
+    if isinstance(delta, StatesDelta):
+        entrance.embeddings = model.get_submodule(delta.path)
     if entrance.limit is not None and delta.length + delta.shift >= entrance.limit:
         raise BadConfig(
             f"a prompt of {delta.length + delta.shift} leaves no room for text: the model has {entrance.limit} "
             "positions; choose a smaller length"
         )
-    if delta.shift and entrance.has_positions and "position_ids" not in entrance.arguments:
+    if delta.shift:
+        listen_at(entrance)
+    if delta.shift and entrance.has_positions and "position_ids" not in entrance.arguments and entrance.table is None:
         raise NoSuchSite(
             f"the {delta.stack} of {type(model).__name__} takes no position_ids, so its positions cannot be shifted; "
             "use positions=kept"
@@ -148,6 +172,7 @@ def close_entrances(model: nn.Module) -> None:
             entrance.encoder = None
         if entrance.stack not in needed and entrance.encoder is None:
             object.__delattr__(module, _SLOT)
+            stop_listening(entrance)
             for key in [k for k, hook in module._forward_pre_hooks.items() if hook is begin_hook]:
                 del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
             for key in [k for k, hook in module._forward_hooks.items() if hook is end_hook]:
@@ -159,17 +184,20 @@ def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
     entrance = vars(owner).get(_SLOT)
     if entrance is None:
         site = input_site(model, anatomy, stack)
-        limit, padding = positions_of(model, anatomy, stack)
+        table = table_of(model, anatomy, stack)
+        limit, padding = positions_of(table)
         arguments = tuple(inspect.signature(owner.forward).parameters)
         if stack == "decoder" and "past_key_values" not in arguments:
             raise NoSuchSite(
                 f"{type(owner).__name__} keeps what it has read in a state of its own, not in past_key_values, so it "
                 "is not known where a text begins; use lora or an adapter"
             )
-        rotary = "position_ids" in arguments
+        told = "position_ids" in arguments
         entrance = Entrance(
-            stack, model.get_submodule(site.path), arguments, limit, padding, rotary or limit is not None
-        )
+            stack, model.get_submodule(site.path), arguments, limit, padding, told or limit is not None,
+            table=table if not told and can_listen(table) else None, counts_mask=counts_of(table),
+            pools_first=stack == "encoder" and type(model).__name__.endswith(_POOLING),
+        )  # fmt: skip
         object.__setattr__(owner, _SLOT, entrance)
         owner.register_forward_pre_hook(begin_hook, with_kwargs=True, prepend=True)  # masks are read behind it
         owner.register_forward_hook(end_hook)
@@ -187,7 +215,7 @@ def _at_inputs(model: nn.Module) -> Iterator[tuple[str, InputDelta]]:
 def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
     """Before a stack's forward: ids, masks and positions with what the plan puts in."""
     entrance: Entrance = vars(module)[_SLOT]
-    entrance.inserted.count, entrance.inserted.text = 0, None
+    entrance.inserted.count, entrance.inserted.text, entrance.inserted.shift = 0, None, 0
     given = {**dict(zip(entrance.arguments, args, strict=False)), **kwargs}
     text = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if text is None:
@@ -198,16 +226,19 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     acting = _acting(entrance, text.shape[0])
     block = _block(entrance, text)
     shift = _shift(acting, text)
-    if block is None and isinstance(shift, int) and shift == 0:
+    added = _added(entrance, text.shape[0])
+    if block is None and not added and isinstance(shift, int) and shift == 0:
         return ((), changed) if entrance.encoder is not None else None
     cache = given.get("past_key_values")
     seen = 0 if cache is None else int(cache.get_seq_length())
-    if block is not None and seen == 0:
+    if added:
+        _add(entrance, added, block, changed, text)
+    elif block is not None and seen == 0:
         _insert(entrance, block, changed, text)
     elif block is not None:
         _continue(block, changed, seen, text.shape[1])
     if entrance.has_positions and not (isinstance(shift, int) and shift == 0):
-        changed["position_ids"] = _shifted(entrance, changed, shift, seen)
+        shift_by(entrance, changed, shift, seen)
     return (), changed
 
 
@@ -216,17 +247,23 @@ def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
     entrance: Entrance = vars(module)[_SLOT]
     inserted = entrance.inserted
     count, text = inserted.count, inserted.text
-    inserted.count, inserted.text = 0, None
+    inserted.count, inserted.text, inserted.shift = 0, None, 0
     if not count or entrance.feeds_decoder:
         return output
     if isinstance(output, tuple):
-        return (without_block(output[0], count, text), *output[1:])
+        return (_cut(entrance, output[0], count, text), *output[1:])
     if isinstance(output, Tensor):
-        return without_block(output, count, text)
-    output["last_hidden_state"] = without_block(output["last_hidden_state"], count, text)
+        return _cut(entrance, output, count, text)
+    output["last_hidden_state"] = _cut(entrance, output["last_hidden_state"], count, text)
     if output.get("hidden_states") is not None:
         output["hidden_states"] = tuple(without_block(states, count, text) for states in output["hidden_states"])
     return output
+
+
+def _cut(entrance: Entrance, states: Tensor, count: int, text: Tensor | None) -> Tensor:
+    """[B, T + S, d] -> [B, S, d]; a head that reads the first of all states still finds it there."""
+    kept = without_block(states, count, text)
+    return torch.cat([states[:, :1], kept[:, 1:]], dim=1) if entrance.pools_first and text is None else kept
 
 
 def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
@@ -235,6 +272,35 @@ def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
         return []
     found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
     return [(part, d) for part, d in found if isinstance(d, InputDelta) and d.stack == entrance.stack]
+
+
+def _added(entrance: Entrance, batch: int) -> list[tuple[Part, StatesDelta]]:
+    """What the plan in force puts behind the embeddings."""
+    deltas = None if entrance.embeddings is None else deltas_of(entrance.embeddings)
+    if deltas is None:
+        return []
+    found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
+    return [(part, delta) for part, delta in found if isinstance(delta, StatesDelta)]
+
+
+def _add(
+    entrance: Entrance, added: list[tuple[Part, StatesDelta]], block: Block | None, given: dict[str, Any], text: Tensor
+) -> None:
+    """Extend the mask for rows that are put behind the embeddings."""
+    if block is not None or len(added) > 1 or added[0][0].rows is not None:
+        raise BadConfig(
+            f"{added[0][0].name!r} puts its prompt behind the embeddings of a whole batch, and this plan has another "
+            "prompt, or routes rows; activate it alone, or beside adapters that are no prompts"
+        )
+    ((_, delta),), length = added, text.shape[1]
+    first, mask = int(delta.place == "after-first"), mask_of(given.get("attention_mask"))
+    if mask is not None:
+        ones = mask.new_ones(len(mask), delta.count)
+        given["attention_mask"] = torch.cat([mask[:, :first], ones, mask[:, first:]], dim=1)
+    entrance.inserted.count = delta.count
+    if first:
+        place = torch.arange(length, device=text.device).expand(len(text), -1)
+        entrance.inserted.text = torch.where(place < first, place, place + delta.count)
 
 
 def _block(entrance: Entrance, text: Tensor) -> Block | None:
@@ -284,31 +350,11 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
     if positions is None and block.visible is not None and entrance.has_positions and entrance.padding is None:
         positions = torch.arange(length, device=text.device).unsqueeze(0)
     if positions is not None:
-        given["position_ids"] = _positioned(entrance, block, positions.expand(batch, -1), order, where)
+        given["position_ids"] = positions_with(entrance, block, positions.expand(batch, -1), order, where)
     if given.get("cache_position") is not None:
         given["cache_position"] = torch.arange(length + count, device=text.device)
     entrance.inserted.count = count
     entrance.inserted.text = where
-
-
-def _positioned(
-    entrance: Entrance, block: Block, positions: Tensor, order: Tensor | None, where: Tensor | None
-) -> Tensor:
-    """Positions of the text [B, S] with those of the block in between: [B, T + S]."""
-    if "position_ids" not in entrance.arguments:
-        raise BadConfig(
-            "this batch has prompts of several lengths and the model takes no position_ids; use prompts of one length"
-        )
-    if positions.dim() != 2:
-        raise BadConfig("a prompt can be put into texts with one position for each token, and this model has several")
-    steps = torch.arange(block.ids.shape[1], device=positions.device).expand(block.ids.shape)
-    if block.visible is not None:
-        steps = (block.visible.cumsum(dim=1) - 1).clamp(min=0)
-    if where is None:
-        return torch.cat([steps, positions + block.counts], dim=1)
-    kept = where == torch.arange(where.shape[1], device=where.device)  # tokens in front of the block: [B, S]
-    begin = torch.where(kept, positions, -1).amax(dim=1, keepdim=True) + 1
-    return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
 
 
 def _continue(block: Block, given: dict[str, Any], seen: int, length: int) -> None:
@@ -341,15 +387,3 @@ def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
     if block is not None and own is not None and own.shape[1] < states.shape[1]:
         order, _ = order_of(block, own, own.shape[1], own.device)
         given["encoder_attention_mask"] = arranged(mask_for(block, own), own, order)
-
-
-def _shifted(entrance: Entrance, given: dict[str, Any], shift: int | Tensor, seen: int) -> Tensor:
-    """Positions that start later: [1 or B, S]."""
-    positions: Tensor | None = given.get("position_ids")
-    if positions is None:
-        text: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-        if entrance.padding is not None and text.dim() == 2:
-            real = (text != entrance.padding).to(torch.int64)
-            return (real.cumsum(dim=1) + shift) * real + entrance.padding
-        positions = torch.arange(seen, seen + text.shape[1], device=text.device).unsqueeze(0)
-    return positions + shift

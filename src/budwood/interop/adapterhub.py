@@ -32,6 +32,7 @@ from budwood.interop.adapterhub_names import (
     check_switches,
     parse,
 )
+from budwood.interop.adapterhub_prompts import read_prefix, read_prompt
 from budwood.interop.reading import Read
 from budwood.methods import AdapterH, AdapterP, Compacter, Fusion, Parallel
 from budwood.methods.bottleneck import Bottleneck, Sequential
@@ -67,6 +68,10 @@ def read(
     fields = _fields(config)
     if fields.get("architecture") == "lora":
         return read_lora(fields, keys, tensors, names)
+    if fields.get("architecture") == "prefix_tuning":
+        return read_prefix(fields, keys, tensors, names, model)
+    if fields.get("architecture") == "prompt_tuning":
+        return read_prompt(fields, keys, tensors, names, model)
     if fields.get("architecture") not in (None, "bottleneck"):
         raise BadCheckpoint(
             f"this AdapterHub adapter is of the type {fields['architecture']!r}, which is not read here"

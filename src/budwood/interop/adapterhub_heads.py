@@ -31,9 +31,12 @@ def read_head(path: Path, model: nn.Module, anatomy: Anatomy, *, allow_pickle: b
         return {}
     config = read_json(path, CONFIG)
     tensors = read_tensors(path, "model_head.safetensors", "pytorch_model_head.bin", allow_pickle=allow_pickle)
+    tensors = {key: tensor for key, tensor in tensors.items() if "prefix_tunings." not in key}  # T5: written by mistake
     fields = config.get("config")
     named = tensors if fields is None else _flex(fields, tensors, model, anatomy)
     own = dict(model.named_parameters(remove_duplicate=False))
+    constants = dict(model.named_buffers())  # BART's final_logits_bias
+    named = {n: t for n, t in named.items() if n not in constants or not equal(t, constants[n].detach().cpu())}
     strange = next((name for name in named if name not in own), None)
     if strange is not None:
         raise BadCheckpoint(

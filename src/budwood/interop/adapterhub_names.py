@@ -63,7 +63,8 @@ _LEGACY = (
     ("invertible_lang_adapters", "invertible_adapters"),
 )  # fmt: skip
 _KEY = re.compile(
-    r"(?P<path>.*?)\.?\b(?P<kind>adapters|loras|invertible_adapters|shared_parameters|adapter_fusion_layer)"
+    r"(?P<path>.*?)\.?\b(?P<kind>adapters|loras|invertible_adapters|shared_parameters|adapter_fusion_layer"
+    r"|prefix_tunings|prefix_gates|prompt_tunings)"
     r"\.(?P<name>[^.]+)\.(?P<leaf>.+)"
 )
 NARROW = {"weight": "W_{}", "bias": "b_{}", "W_left": "W_{}.L", "W_right": "W_{}.T", "W": "W_{}.M", "b": "b_{}"}

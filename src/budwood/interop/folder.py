@@ -17,9 +17,11 @@ from budwood.core.fingerprint import check_fingerprint, fingerprint
 from budwood.core.registry import adapter_of, registry_of, root_of
 from budwood.core.store import Folder, read_config, read_folder, write_files, write_folder
 from budwood.core.trained import Trained
-from budwood.errors import BadCheckpoint
-from budwood.interop import adapterhub_write, peft
+from budwood.errors import BadCheckpoint, BadConfig
+from budwood.interop import adapterhub_write, peft, peft_prompts
 from budwood.interop.foreign import describe_foreign, read_foreign
+from budwood.interop.peft_prompts import Form
+from budwood.interop.reading import Read
 from budwood.methods import method_from_dict, method_to_dict
 
 _VERSION = 1
@@ -50,13 +52,14 @@ def save(
     on: Sequence[str] = (),
     task: str | None = None,
     cloze: Mapping[str, Any] | None = None,
-    to: Literal["budwood", "adapterhub"] = "budwood",
+    to: Literal["budwood", "peft", "adapterhub"] = "budwood",
 ) -> Path:
     """Write the adapter `name` to `folder`: adapter_config.json and adapter_model.safetensors.
 
     A task head that was trained is in it. For the record: on, folders of the adapters that it was trained on top of;
     task; cloze, the pattern and verbalizer that task cloze was trained with.
-    to: adapterhub writes that library's own files instead, without our record
+    to: peft refuses what PEFT cannot compute, which is written in our own form otherwise; adapterhub writes that
+    library's own files instead, without our record
     Raises NoSuchAdapter, or BadConfig where the folder cannot be written or the format cannot hold the adapter.
     """
     model = root_of(model)
@@ -76,14 +79,26 @@ def save(
         "task": task,
         "cloze": None if cloze is None else dict(cloze),
     }
-    if peft.can_write(adapter):
-        config, tensors = peft.write(model, adapter)
-        own["tensors"] = "peft"
+    form = _peft_form(model, adapter, registry.anatomy)
+    if isinstance(form, Form):
+        config, tensors = form.config, form.tensors
+        own |= {"tensors": "peft", **form.own}
+    elif to == "peft":
+        raise BadConfig(form)
     else:
         config = {"peft_type": f"BUDWOOD_{adapter.method.name.upper()}", "base_model_name_or_path": own["base"]}
         tensors = _stored(model, adapter)
     write_folder(folder, Folder(config, tensors, own))
     return Path(folder)
+
+
+def _peft_form(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> Form | str:
+    """The adapter as PEFT has it, or why it has it not."""
+    if peft.can_write(adapter):
+        return Form(*peft.write(model, adapter))
+    if peft_prompts.can_write(adapter):
+        return peft_prompts.write(model, adapter, anatomy)
+    return f"PEFT has no adapter of the type {adapter.method.name}; use it with Budwood"
 
 
 def load(
@@ -97,7 +112,8 @@ def load(
 ) -> Adapter:
     """Attach the adapter in `folder` under any name, active and trainable.
 
-    Reads our folders, PEFT's (LoRA, IA3), AdapterHub's (bottlenecks, LoRA, IA3, fusion, heads) and LLM-Adapters'.
+    Reads our folders, PEFT's (LoRA, IA3, prompts, prefixes), AdapterHub's (bottlenecks, LoRA, IA3, prompts, prefixes,
+    fusion, heads) and LLM-Adapters'.
     Strict: every tensor is used, none is missing, shapes and the base must fit.
     without_heads: leave out modules it trained in full that this model does not have, as the head of a masked LM
     allow_pickle: read a pickle file where there is no safetensors file, tensors and nothing else
@@ -157,9 +173,9 @@ def _understand(
     model: nn.Module, stored: Folder, anatomy: Anatomy, folder: Path | str
 ) -> tuple[Method, dict[str, Tensor]]:
     kind = str(stored.config.get("peft_type"))
-    if peft.knows(stored.config):
+    if peft.knows(stored.config) or peft_prompts.knows(stored.config):
         try:
-            read = peft.read(stored.config, stored.tensors, anatomy)
+            read = _read_peft(model, stored, anatomy)
         except (TypeError, ValueError, AttributeError, KeyError, re.error) as error:
             raise BadCheckpoint(
                 f"{folder}: a field of the configuration is malformed ({error}); train it again"
@@ -168,12 +184,20 @@ def _understand(
         if stored.own.get("tensors") != "peft":
             return read.method, read.tensors
         method = _for_this_head(_method(stored.own, folder), stored.own, anatomy)
-        return method, peft.split(method, read.tensors, anatomy)
+        split = peft.split(method, read.tensors, anatomy)
+        return method, peft_prompts.split(split, stored.own)
     if kind.startswith("BUDWOOD_") and stored.own:
         return _for_this_head(_method(stored.own, folder), stored.own, anatomy), stored.tensors
     raise BadCheckpoint(
-        f"{folder} holds an adapter of type {kind}, which cannot be read here; LORA, IA3 and our own can"
+        f"{folder} holds an adapter of type {kind}, which cannot be read here; LORA, IA3, PREFIX_TUNING, "
+        "PROMPT_TUNING, P_TUNING, MULTITASK_PROMPT_TUNING and our own can"
     )
+
+
+def _read_peft(model: nn.Module, stored: Folder, anatomy: Anatomy) -> Read:
+    if peft.knows(stored.config):
+        return peft.read(stored.config, stored.tensors, anatomy)
+    return peft_prompts.read(stored.config, stored.tensors, model, anatomy)
 
 
 def _check_repeated(model: nn.Module, repeated: Mapping[str, Tensor], folder: Path | str) -> None:

@@ -79,7 +79,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], anatomy: Anat
             trained[re.sub(r"\.modules_to_save(\.default)?\.", ".", plain)] = tensor
     ours = {f"{path}.{letter}": t for path, letters in by_path.items() for letter, t in letters.items()}
     for key in (*by_path, *(name.rpartition(".")[0] for name in trained)):
-        _require_site(key, anatomy)
+        require_site(key, anatomy)
     make = _lora if config["peft_type"] == "LORA" else _ia3
     method = make(config, by_path, tuple(_summary(config.get("target_modules"), by_path, anatomy)))
     heads = tuple(dict.fromkeys(name.rpartition(".")[0] for name in trained))
@@ -104,7 +104,8 @@ def _refuse(config: Mapping[str, Any]) -> None:
         )
 
 
-def _require_site(path: str, anatomy: Anatomy) -> None:
+def require_site(path: str, anatomy: Anatomy) -> None:
+    """Raise BadCheckpoint where this model has no such module."""
     if not any(site.path == path for site in anatomy.sites):
         raise BadCheckpoint(
             f"wrong base: the adapter has tensors for {path!r}, which is no adaptable module of this model"
@@ -172,8 +173,8 @@ def write(model: nn.Module, adapter: Adapter) -> tuple[dict[str, Any], dict[str,
         delta = delta_at(model, site, adapter.name)
         (trained if isinstance(delta, Trained) else acting).append((site, delta))
     tensors = {f"{_PREFIX}{site.path}.{key}": t for site, delta in trained for key, t in delta.named_parameters()}
-    heads = _containers(model, [site.path for site, _ in trained])
-    task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), None)
+    heads = containers(model, [site.path for site, _ in trained])
+    task = task_of(model)
     config: dict[str, Any] = {
         "task_type": task if heads or task not in _HEAD_TASKS else None,
         "base_model_name_or_path": base_name(model),
@@ -186,6 +187,11 @@ def write(model: nn.Module, adapter: Adapter) -> tuple[dict[str, Any], dict[str,
         _write_lora(model, adapter.method, acting) if isinstance(adapter.method, LoRA) else _write_ia3(model, acting)
     )
     return {**config, **fields}, {**tensors, **more}
+
+
+def task_of(model: nn.Module) -> str | None:
+    """PEFT's word for what a model is for; None where it has none, as for masked language models."""
+    return next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), None)
 
 
 def base_name(model: nn.Module) -> str:
@@ -268,7 +274,7 @@ def _module_names(model: nn.Module, paths: list[str]) -> list[str]:
     return compress(paths, last_names(paths), (name for name, _ in model.named_modules()))
 
 
-def _containers(model: nn.Module, paths: list[str]) -> list[str]:
+def containers(model: nn.Module, paths: list[str]) -> list[str]:
     """The outermost modules whose every parameter is trained: `classifier` for `classifier.dense` and `.out_proj`."""
     found: list[str] = []
     for path in paths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from budwood.anatomy import is_called
 from budwood.core import Method
@@ -31,3 +31,8 @@ def compress(paths: Iterable[str], names: Iterable[str], everything: Iterable[st
 def last_names(paths: Iterable[str]) -> list[str]:
     """The last parts of module paths, each once."""
     return sorted({path.rpartition(".")[2] for path in paths})
+
+
+def has_position_bias(model: nn.Module) -> bool:
+    """Whether the model adds a bias by position to attention scores, from a table (T5)."""
+    return any(path.endswith("relative_attention_bias") for path, _ in model.named_modules())

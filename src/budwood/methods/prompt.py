@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from budwood.anatomy import Site
+from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta
-from budwood.core.inputs import PromptDelta
+from budwood.core.entrance import embeddings_site
+from budwood.core.inputs import PromptDelta, StatesDelta
+from budwood.errors import BadConfig
 from budwood.methods.words import InText, starting_rows
 
 
@@ -33,9 +35,27 @@ class PromptTuning(InText):
         "modules_to_save": "trained",
     }  # fmt: skip
 
+    level: Literal["words", "states"] = "words"
+    """Where the rows enter an encoder: among the words, or behind the embeddings, without positions, types and norms
+    (AdapterHub's)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level == "states" and self.place == "inside":
+            raise BadConfig("prompt-tuning: level=states has no pseudo tokens; use place=front or after-first")
+
+    @property
+    def positions_taken(self) -> int:
+        """Only where the rows are words."""
+        return 0 if self.level == "states" else super().positions_taken
+
+    def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
+        """The input embedding, or the module of all embeddings."""
+        return super().sites(model, anatomy) if self.level == "words" else (embeddings_site(model, anatomy),)
+
     def build(self, site: Site, base: nn.Module) -> Delta:
         """The prompt."""
-        return PromptRows(site, base, self)
+        return PromptRows(site, base, self) if self.level == "words" else PromptStates(site, base, self)
 
 
 class PromptRows(PromptDelta):
@@ -47,5 +67,19 @@ class PromptRows(PromptDelta):
         self.P = nn.Parameter(starting_rows(site, base, method))
 
     def table(self) -> Tensor:
+        """[length, d]."""
+        return self.P
+
+
+class PromptStates(StatesDelta):
+    """P: [length, d]."""
+
+    def __init__(self, site: Site, base: nn.Module, method: PromptTuning) -> None:
+        assert method.place is not None
+        super().__init__(site, method.length, method.place)
+        words = next(m for m in base.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == site.in_features)
+        self.P = nn.Parameter(starting_rows(site, words, method))
+
+    def rows(self) -> Tensor:
         """[length, d]."""
         return self.P
