@@ -48,7 +48,7 @@ PARTS = {"methods.heads", "methods.invertible", "methods.narrow", "methods.words
 ONLY_IN: dict[str, set[str]] = {
     "accelerate": {"train"},
     "transformers": {
-        *("anatomy", "core.entrance", "core.inputs", "core.attention"),
+        *("anatomy", "core.entrance", "core.inputs", "core.attention", "core.cache_shim"),
         *("assets", "data", "evaluate", "train", "cli"),
     },
     "huggingface_hub": {"assets", "data"},
