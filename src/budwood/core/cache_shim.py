@@ -238,10 +238,8 @@ def _mask(call: CacheCall, given: Given, queries: int, past: int, fronts: list[_
 def _columns(own: Tensor, at: Tensor, fronts: list[_Front]) -> Tensor:
     """The position bias of the rows in the text's terms: own [*, heads, 1, K], at [*, heads, Q, 1] each query's on
     itself -> [*, heads, Q, P]."""
-    whole = own - at
-    for front in reversed(fronts):
-        whole = front.delta.bias(whole, at.shape[-2], front.length)
-    return whole[..., : -own.shape[-1]] + at
+    each = [front.delta.bias(own - at, at.shape[-2], front.length)[..., : front.length] for front in fronts]
+    return torch.cat(each, dim=-1) + at
 
 
 def _see(module: nn.Module, call: CacheCall, length: int) -> None:
