@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -17,7 +19,7 @@ from budwood.core import Method, Route, Skip, Stack
 from budwood.errors import BadConfig, NoSuchSite, WrongOrder
 from budwood.methods import LoRA, PrefixTuning, PTuningV2
 from budwood.methods.prefix import Rows
-from families import FAMILIES, LLAMA, PAD, _decoder, _encoder
+from families import BART, FAMILIES, LLAMA, PAD, _decoder, _encoder, _family
 
 P = 3
 OLD_FALCON: dict[str, Any] = {**LLAMA, "new_decoder_architecture": False, "bias": True, "ffn_hidden_size": 48}
@@ -41,6 +43,7 @@ CACHED = {
         _encoder("megatron-bert", "megatron-bert", **LLAMA),
         _encoder("roformer", "roformer", **LLAMA, embedding_size=32),
         _encoder("rembert", "rembert", **LLAMA, input_embedding_size=24, output_embedding_size=24),
+        _family("mvp", "mvp", "encoder-decoder", "seq2seq", **BART),
     )
 }  # fmt: skip
 """Others that show themselves to take a stand-in for their cache."""
@@ -170,7 +173,7 @@ def test_detaching_leaves_nothing_behind(case: str) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("case", [*CASES, "gpt_neox_japanese", "xglm"])
+@pytest.mark.parametrize("case", [*CASES, "gpt_neox_japanese", "xglm", "mvp"])
 def test_generation_with_a_cache_is_that_without(case: str, beams: int) -> None:
     model, batch = prefixed(case)
     ids, mask = batch["input_ids"].flip(1), batch["attention_mask"].flip(1)  # pads at the left
@@ -316,3 +319,89 @@ def test_a_prefix_starts_as_words_in_front(case: str) -> None:
     network, _ = prefixed(case, PrefixTuning(length=P, init="text", text="", ids=words, width=8, positions=positions,
                                              bias=bias))  # fmt: skip
     torch.testing.assert_close(logits(network, input_ids=ids), read, atol=1e-4, rtol=0)
+
+
+def test_copies_have_a_prefix_of_their_own() -> None:
+    model, batch = prefixed("gpt_neo")
+    before = logits(model, **batch)
+    copied, unpickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    core.detach(model, "a")
+    for other in (copied, unpickled):
+        assert torch.equal(logits(other, **batch), before)
+        core.detach(other, "a")
+        assert torch.equal(logits(other, **batch), logits(model, **batch))
+
+
+@pytest.mark.parametrize("case", ["falcon", "mpt", "gptj"])
+def test_a_module_without_a_mask_is_causal(case: str) -> None:
+    """As its model would have made the mask, had it made one."""
+    model, batch = prefixed(case)
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    path, *_ = rows_of(model)
+    module: nn.Module = model.get_submodule(path)
+    listen = module.register_forward_pre_hook(lambda m, a, k: calls.append((a, k)), with_kwargs=True, prepend=True)
+    logits(model, input_ids=batch["input_ids"][:1])
+    listen.remove()
+    ((args, kwargs),) = calls
+    cache = {name: None for name in ("layer_past", "past_key_values") if name in kwargs}
+    with torch.no_grad():
+        full = [module(*args, **{**kwargs, **cache, "attention_mask": mask})[0] for mask in (None, _causal(case, 7))]
+    torch.testing.assert_close(*full, atol=1e-6, rtol=0)
+
+
+def _causal(case: str, length: int) -> Tensor:
+    seen = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    if case == "gptj":
+        return torch.zeros(1, 1, length, length).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return ~seen if case == "mpt" else seen
+
+
+MISTAKES: list[tuple[str, Method, type[Exception], str]] = [
+    (
+        "deberta-v2",
+        PLAIN,
+        NoSuchSite,
+        "DisentangledSelfAttention; 2 modules.*nor with a cache's keys.*use prompt",
+    ),
+    ("gptj", replace(PLAIN, bias="looked-up"), BadConfig, "h.0.attn looks no position bias up; use bias=zero"),
+    ("bloom", replace(PLAIN, bias="adapterhub"), BadConfig, "self_attention looks no position bias up; use bias=zero"),
+]
+
+
+@pytest.mark.parametrize(("case", "method", "error", "words"), MISTAKES)
+def test_refusals(case: str, method: Method, error: type[Exception], words: str) -> None:
+    model = FAMILIES[case].build()
+    with pytest.raises(error, match=words):
+        core.attach(model, method, name="a")
+    assert hooks(model) == hooks(FAMILIES[case].build())
+
+
+def test_attention_that_cannot_grow_is_refused() -> None:
+    """ProphetNet's mask is for its own keys and those of n-grams; eager Falcon adds ALiBi twice."""
+    settings = {"hidden_size": 32, "max_position_embeddings": 64, "decoder_start_token_id": 0}
+    for side in ("encoder", "decoder"):
+        settings |= {f"{side}_ffn_dim": 48, f"num_{side}_layers": 1, f"num_{side}_attention_heads": 4}
+    prophet = _family("prophetnet", "prophetnet", "encoder-decoder", "seq2seq", **settings).build()
+    with pytest.raises(NoSuchSite, match="ProphetNetNgramSelfAttention. takes no more keys than its own.*use prompt"):
+        core.attach(prophet, replace(PLAIN, stacks=("decoder",)), name="a")
+    falcon = CASES["falcon-alibi"].build()
+    falcon.config._attn_implementation_internal = "eager"
+    with pytest.raises(NoSuchSite, match="does not attend to keys in front of its own as to others"):
+        core.attach(falcon, PLAIN, name="a")
+
+
+def test_other_attention_implementations_are_refused() -> None:
+    model = CASES["gptj"].build()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(WrongOrder, match="attention implementation is 'flash_attention_2'.*set_attn_implementation"):
+        core.attach(model, PLAIN, name="a")
+
+
+def test_without_weights_nothing_is_measured() -> None:
+    with torch.device("meta"):
+        model = CASES["bloom"].build()
+    adapter = core.attach(model, PLAIN, name="a")
+    assert sum(p.numel() for p in core.parameters(model, "a")) == 2 * 2 * P * 32
+    assert len(adapter.sites) == 2
+    with pytest.raises(WrongOrder, match="before the model had weights; load the model, then attach"):
+        model(torch.ones(1, 4, dtype=torch.int64, device="meta"))

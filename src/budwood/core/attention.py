@@ -72,8 +72,8 @@ def attention_sites(
     if silent:
         raise NoSuchSite(
             f"{silent[0]} ({type(model.get_submodule(silent[0])).__name__}; {len(silent)} modules in all) computes its "
-            "attention itself, not through transformers' attention functions, so no prefix can be put in front of its "
-            "keys; use prompt-tuning or p-tuning, which act on the embeddings, or an adapter"
+            "attention itself, neither through transformers' attention functions nor with a cache's keys, so no prefix "
+            "can be put in front of them; use prompt-tuning or p-tuning, which act on the embeddings, or an adapter"
         )
     return tuple(replace(site, kind="attention", call=calls[site.path]) for site in sites)
 
@@ -142,7 +142,8 @@ def _check_kernel(configs: Iterable[PretrainedConfig]) -> None:
         if _named(config) and _named(config).removeprefix(_LEAD) not in KERNELS:
             raise WrongOrder(
                 f"the model's attention implementation is {_named(config)!r}, which puts no prefix in front of "
-                "keys; call model.set_attn_implementation('sdpa') first, or load with attn_implementation='sdpa'"
+                "keys; call model.set_attn_implementation('sdpa') first, or load with attn_implementation='sdpa' "
+                "('eager' where the model has no sdpa)"
             )
 
 
