@@ -57,7 +57,7 @@ PARTS = {
 ONLY_IN: dict[str, set[str]] = {
     "accelerate": {"train"},
     "transformers": {
-        *("anatomy", "core.entrance", "core.inputs", "core.attention"),
+        *("anatomy", "core.entrance", "core.inputs", "core.attention", "core.cache_shim"),
         *("assets", "data", "evaluate", "train", "cli"),
     },
     "huggingface_hub": {"assets", "data"},

@@ -1,6 +1,6 @@
 """Trained keys and values in front of a model's own: the attention function through which prefixes act.
 
-Shapes: B batch, H heads of keys and values, Q and K their lengths in tokens, P rows in front, D a head's width.
+Shapes as in `core.rows`. Families that compute attention by themselves go through `core.cache_shim`.
 
 transformers looks its attention functions up by the name in a model's configuration. Here stands one function in front
 of each of two of them; while an adapter with a prefix is attached, the configurations of its model name that one. It
@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import local
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
 from budwood.anatomy import Anatomy, AttentionCall, Site, probe
-from budwood.core.delta import Delta, deltas_of
-from budwood.core.plan import Part, parts_of
+from budwood.core.cache_shim import CacheCall, cache_calls, close_cache, hearing, open_cache
+from budwood.core.rows import FrontDelta, acting, has_rows, in_front, with_columns
 from budwood.errors import NoSuchSite, WrongOrder
 
 KERNELS = ("sdpa", "eager")
@@ -33,19 +31,11 @@ _LEAD, _EAR = "budwood_", "budwood_ear"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-class _Met(local):
-    """Whether the attention function asked for the rows in this call of the module."""
-
-    value = False
-
-    def __reduce__(self) -> tuple[type[_Met], tuple[()]]:
-        return _Met, ()
-
-
-class AttentionDelta(Delta):
-    """A delta that puts trained rows in front of an attention's keys and values; what the module returns stays."""
+class AttentionDelta(FrontDelta):
+    """Trained rows in front of the keys and values of a module of the model."""
 
     def __init__(self, site: Site) -> None:
+<<<<<<< HEAD
         super().__init__()
         self.path = site.path
         self._met = _Met()
@@ -61,31 +51,25 @@ class AttentionDelta(Delta):
     def bias(self, own: Tensor, queries: int, length: int) -> Tensor:
         """An additive position bias with the columns of P = length rows: [*, heads, Q, K] -> [*, heads, Q, P + K]."""
         return F.pad(own, (length, 0))
+=======
+        super().__init__(site.path)
+        self._cached = site.call if isinstance(site.call, CacheCall) else None
+>>>>>>> shim
 
     def settle(self, model: nn.Module, name: str) -> None:
-        """Have the model call the attention function of this file."""
-        open_attention(model)
+        """Have the module meet the rows: through the attention function of this file, or through its cache."""
+        if self._cached is None:
+            open_attention(model)
+        else:
+            open_cache(model.get_submodule(self.path), self._cached)
 
     def unsettle(self, model: nn.Module) -> None:
         """The inverse, once no other prefix is left."""
-        inside = (deltas for module in model.modules() if (deltas := deltas_of(module)) is not None)
-        if not any(isinstance(delta, AttentionDelta) for deltas in inside for delta in deltas.children()):
+        module = model.get_submodule(self.path)
+        if self._cached is not None and not has_rows(module):
+            close_cache(module)
+        if not any(has_rows(module) for module in model.modules()):
             close_attention(model)
-
-    def meet(self, batch: int) -> tuple[Tensor, Tensor]:
-        """The rows, remembering that they were asked for."""
-        self._met.value = True
-        return self.rows(batch)
-
-    def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y as it is. Raises WrongOrder where the attention function was not this file's."""
-        if not self._met.value:
-            raise WrongOrder(
-                f"{self.path} ran without its prefix: the attention implementation was changed after attaching; "
-                "detach, change it with set_attn_implementation, then attach again"
-            )
-        self._met.value = False
-        return y
 
 
 def attention_sites(
@@ -93,40 +77,59 @@ def attention_sites(
 ) -> tuple[Site, ...]:
     """The attention modules that targets mean, with the shapes of their keys and values, seen in one forward.
 
-    Raises NoSuchSite where one of them does not hand its keys and values to transformers' attention function.
+    Raises NoSuchSite where one of them hands its keys and values neither to transformers' attention function nor to a
+    cache.
     """
     sites = anatomy.select(*targets, layers=layers)
-    with ears(model, sites) as heard:
-        probe.run(model, {}, probe.without_cache(model, probe.synthetic_batch(model)), ())
-    silent = [site.path for site in sites if not heard[site.path]]
+    calls: dict[str, AttentionCall] = {**_function_calls(model, sites)}
+    own = [site for site in sites if site.path not in calls]
+    if own:
+        _check_kernel(_configs(model))
+        calls.update(cache_calls(model, own))
+    silent = [site.path for site in sites if site.path not in calls]
     if silent:
         raise NoSuchSite(
             f"{silent[0]} ({type(model.get_submodule(silent[0])).__name__}; {len(silent)} modules in all) computes its "
-            "attention itself, not through transformers' attention functions, so no prefix can be put in front of its "
-            "keys; use prompt-tuning or p-tuning, which act on the embeddings, or an adapter"
+            "attention itself, neither through transformers' attention functions nor with a cache's keys, so no prefix "
+            "can be put in front of them; use prompt-tuning or p-tuning, which act on the embeddings, or an adapter"
         )
-    shapes = {path: (k.shape, v.shape) for path, ((k, v), *_) in heard.items()}
-    return tuple(
-        replace(site, kind="attention", call=AttentionCall(k[1], k[3], v[3]))
-        for site in sites
-        for k, v in [shapes[site.path]]
-    )
+    return tuple(replace(site, kind="attention", call=calls[site.path]) for site in sites)
+
+
+def _function_calls(model: nn.Module, sites: Iterable[Site]) -> dict[str, AttentionCall]:
+    """What those of the modules hand to transformers' attention function whose files know of it."""
+    knowing = [site for site in sites if _knows_functions(type(model.get_submodule(site.path)))]
+    if not knowing:
+        return {}
+    with ears(model, knowing) as heard:
+        probe.run(model, {}, probe.without_cache(model, probe.synthetic_batch(model)), ())
+    shapes = {path: (pairs[0][0].shape, pairs[0][1].shape) for path, pairs in heard.items() if pairs}
+    return {path: AttentionCall(k[1], k[3], v[3]) for path, (k, v) in shapes.items()}
 
 
 @contextmanager
 def ears(model: nn.Module, sites: Iterable[Site]) -> Iterator[Mapping[str, list[tuple[Tensor, Tensor]]]]:
     """While this lasts, the keys and values [B, H, K, D] that the sites' modules hand on, in the order of calls."""
-    modules = {site.path: model.get_submodule(site.path) for site in sites}
-    heard: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in modules}
+    heard: dict[str, list[tuple[Tensor, Tensor]]] = {site.path: [] for site in sites}
+    with ExitStack() as stack:
+        for site in sites:
+            module = model.get_submodule(site.path)
+            if isinstance(site.call, CacheCall):
+                stack.enter_context(hearing(module, site.call, heard[site.path]))
+            else:
+                stack.enter_context(_hearing(model, module, heard[site.path]))
+        yield heard
+
+
+@contextmanager
+def _hearing(model: nn.Module, module: nn.Module, ear: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
     was_open = is_open(model)
     open_attention(model)
-    for path, module in modules.items():
-        object.__setattr__(module, _EAR, heard[path])
+    object.__setattr__(module, _EAR, ear)
     try:
-        yield heard
+        yield
     finally:
-        for module in modules.values():
-            object.__delattr__(module, _EAR)
+        object.__delattr__(module, _EAR)
         if not was_open:
             close_attention(model)
 
@@ -139,12 +142,7 @@ def is_open(model: nn.Module) -> bool:
 def open_attention(model: nn.Module) -> None:
     """Have the model call the attention function of this file. Raises WrongOrder for other implementations."""
     configs = _configs(model)
-    for config in configs:
-        if _named(config) and _named(config).removeprefix(_LEAD) not in KERNELS:
-            raise WrongOrder(
-                f"the model's attention implementation is {_named(config)!r}, which puts no prefix in front of "
-                "keys; call model.set_attn_implementation('sdpa') first, or load with attn_implementation='sdpa'"
-            )
+    _check_kernel(configs)
     for config in configs:
         if _named(config) in KERNELS:
             config._attn_implementation_internal = _LEAD + _named(config)
@@ -155,6 +153,16 @@ def close_attention(model: nn.Module) -> None:
     for config in _configs(model):
         if _named(config).startswith(_LEAD):
             config._attn_implementation_internal = _named(config).removeprefix(_LEAD)
+
+
+def _check_kernel(configs: Iterable[PretrainedConfig]) -> None:
+    for config in configs:
+        if _named(config) and _named(config).removeprefix(_LEAD) not in KERNELS:
+            raise WrongOrder(
+                f"the model's attention implementation is {_named(config)!r}, which puts no prefix in front of "
+                "keys; call model.set_attn_implementation('sdpa') first, or load with attn_implementation='sdpa' "
+                "('eager' where the model has no sdpa)"
+            )
 
 
 def _configs(model: nn.Module) -> list[PretrainedConfig]:
@@ -182,19 +190,20 @@ def _attend(
     ear = vars(module).get(_EAR)
     if ear is not None:
         ear.append((key, value))
-    met = _met(module, query.shape[0])
+    batch, mask, bias = query.shape[0], attention_mask, kwargs.get("position_bias")
+    met = acting(module, batch)
     if not met:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
-    batch, mask, bias = query.shape[0], attention_mask, kwargs.get("position_bias")
     if name == "sdpa":
         key, value, mask = _unskipped(module, query, key, value, mask, kwargs.get("is_causal"))
         kwargs["is_causal"] = False
-    elif mask is None and any(part.rows is not None for part, _ in met):
+    if mask is None and any(part.rows is not None for part, _ in met):
         mask = query.new_zeros(1, 1, 1, key.shape[2])
     mask = None if mask is None else mask[..., : key.shape[2]]
     bias = None if bias is None else bias[..., : key.shape[2]]
     wide, weighed = value.shape[3], list[Tensor]()
     for part, delta in reversed(met):
+<<<<<<< HEAD
         keys, values = delta.meet(batch)
         weights = delta.weights()
         if weights is not None:
@@ -203,6 +212,13 @@ def _attend(
         mask = _with_columns(mask, query, key, part, keys.shape[2])
         bias = None if bias is None else delta.bias(bias, query.shape[2], keys.shape[2])
         query, key, value = _joined(query, key, value, keys, values, weights)
+=======
+        keys, values = delta.rows(batch)
+        delta.note_met()
+        mask = None if mask is None else with_columns(mask, part, keys.shape[2])
+        bias = None if bias is None else delta.bias(bias, query.shape[2], keys.shape[2])
+        key, value = in_front(keys, key), in_front(values, value)
+>>>>>>> shim
     if bias is not None:
         kwargs["position_bias"] = bias
     out, probabilities = kernel(module, query, key, value, mask, *args, **kwargs)
@@ -228,16 +244,6 @@ def _joined(
     return query, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
 
-def _met(module: nn.Module, batch: int) -> list[tuple[Part, AttentionDelta]]:
-    """The plan's adapters that have rows here."""
-    deltas = deltas_of(module)
-    if deltas is None or deltas.switch.plan is None:
-        return []
-    parts = parts_of(deltas.switch.plan, batch, deltas.layer, deltas.stack)
-    found = [(part, deltas[part.name]) for part in parts if part.name in deltas]
-    return [(part, delta) for part, delta in found if isinstance(delta, AttentionDelta)]
-
-
 def _unskipped(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -250,21 +256,6 @@ def _unskipped(
     return key[:, :, :length], value[:, :, :length], mask  # a static cache's keys are as long as it will ever be
 
 
-def _with_columns(mask: Tensor | None, query: Tensor, key: Tensor, part: Part, length: int) -> Tensor | None:
-    """The mask with columns for rows that every query sees, in the rows of the batch that the part is for.
-
-    mask: [B or 1, heads or 1, Q or 1, K], bool (true is visible) or additive; None where all is visible.
-    """
-    if part.rows is None:
-        return None if mask is None else F.pad(mask, (length, 0), value=mask.dtype == torch.bool)
-    if mask is None:
-        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=query.device)
-    visible = part.rows.to(mask.device)[:, None, None, None].expand(-1, *mask.shape[1:-1], length)
-    if mask.dtype != torch.bool:
-        visible = torch.zeros_like(visible, dtype=mask.dtype).masked_fill(~visible, torch.finfo(mask.dtype).min)
-    return torch.cat([visible, mask.expand(len(part.rows), -1, -1, -1)], dim=-1)
-
-
 _KERNELS: dict[tuple[str, type[nn.Module]], Kernel] = {}
 
 
@@ -273,6 +264,11 @@ def _kernel(name: str, cls: type[nn.Module]) -> Kernel:
     if (name, cls) not in _KERNELS:
         _KERNELS[name, cls] = _find_kernel(name, cls)
     return _KERNELS[name, cls]
+
+
+def _knows_functions(cls: type[nn.Module]) -> bool:
+    """Whether the file of a module looks attention functions up."""
+    return any("ALL_ATTENTION_FUNCTIONS" in vars(sys.modules[owner.__module__]) for owner in cls.__mro__)
 
 
 def _find_kernel(name: str, cls: type[nn.Module]) -> Kernel:

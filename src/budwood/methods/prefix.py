@@ -26,7 +26,11 @@ import budwood.core as core
 from budwood.anatomy import Anatomy, AttentionCall, Site, probe
 from budwood.core import Delta
 from budwood.core.attention import AttentionDelta, attention_sites, ears
+<<<<<<< HEAD
 from budwood.core.delta import Source
+=======
+from budwood.core.cache_shim import CacheCall
+>>>>>>> shim
 from budwood.core.entrance import input_site
 from budwood.core.inputs import ShiftDelta
 from budwood.core.registry import Registry
@@ -191,7 +195,9 @@ class PrefixDelta(Gated, AttentionDelta):
         mine = {site: delta for site, delta in deltas.items() if isinstance(delta, PrefixDelta)}
         if self.method.bias != "zero" and self.group[1] == "attn":
             self.tables = _tables(model, registry, self)
-            if not self.tables:
+            if isinstance(self.call, CacheCall) and self.method.bias == "looked-up":
+                self.slopes = self.call.slopes
+            if not self.tables and not self.slopes:
                 raise BadConfig(f"{self.method.name}: {self.path} looks no position bias up; use bias=zero")
         leader = next(delta for delta in mine.values() if delta.group == self.group)
         if isinstance(self, Reparametrised) and isinstance(leader, Reparametrised) and leader is not self:
