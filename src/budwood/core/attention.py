@@ -17,12 +17,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
 from budwood.anatomy import Anatomy, AttentionCall, Site, probe
 from budwood.core.cache_shim import CacheCall, cache_calls, close_cache, hearing, open_cache
-from budwood.core.rows import FrontDelta, acting, has_rows, in_front, with_columns
+from budwood.core.rows import FrontDelta, acting, has_rows, with_columns
 from budwood.errors import NoSuchSite, WrongOrder
 
 KERNELS = ("sdpa", "eager")
@@ -35,26 +36,8 @@ class AttentionDelta(FrontDelta):
     """Trained rows in front of the keys and values of a module of the model."""
 
     def __init__(self, site: Site) -> None:
-<<<<<<< HEAD
-        super().__init__()
-        self.path = site.path
-        self._met = _Met()
-
-    def rows(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Keys [B or 1, H, P, D_k] and values [B or 1, H, P, D_v]."""
-        raise NotImplementedError
-
-    def weights(self) -> tuple[Tensor, Tensor] | None:
-        """What every query multiplies the rows' keys and values by: [B, 1, Q, 1] each; None where nothing."""
-        return None
-
-    def bias(self, own: Tensor, queries: int, length: int) -> Tensor:
-        """An additive position bias with the columns of P = length rows: [*, heads, Q, K] -> [*, heads, Q, P + K]."""
-        return F.pad(own, (length, 0))
-=======
         super().__init__(site.path)
         self._cached = site.call if isinstance(site.call, CacheCall) else None
->>>>>>> shim
 
     def settle(self, model: nn.Module, name: str) -> None:
         """Have the module meet the rows: through the attention function of this file, or through its cache."""
@@ -203,22 +186,15 @@ def _attend(
     bias = None if bias is None else bias[..., : key.shape[2]]
     wide, weighed = value.shape[3], list[Tensor]()
     for part, delta in reversed(met):
-<<<<<<< HEAD
-        keys, values = delta.meet(batch)
+        keys, values = delta.rows(batch)
+        delta.note_met()
         weights = delta.weights()
         if weights is not None:
             kwargs["scaling"] = keys.shape[3] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
             weighed.append(weights[1])
-        mask = _with_columns(mask, query, key, part, keys.shape[2])
-        bias = None if bias is None else delta.bias(bias, query.shape[2], keys.shape[2])
-        query, key, value = _joined(query, key, value, keys, values, weights)
-=======
-        keys, values = delta.rows(batch)
-        delta.note_met()
         mask = None if mask is None else with_columns(mask, part, keys.shape[2])
         bias = None if bias is None else delta.bias(bias, query.shape[2], keys.shape[2])
-        key, value = in_front(keys, key), in_front(values, value)
->>>>>>> shim
+        query, key, value = _joined(query, key, value, keys, values, weights)
     if bias is not None:
         kwargs["position_bias"] = bias
     out, probabilities = kernel(module, query, key, value, mask, *args, **kwargs)

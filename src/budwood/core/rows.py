@@ -40,6 +40,10 @@ class FrontDelta(Delta):
         """Keys [B or 1, H, P, D_k] and values [B or 1, H, P, D_v]."""
         raise NotImplementedError
 
+    def weights(self) -> tuple[Tensor, Tensor] | None:
+        """What every query multiplies the rows' keys and values by: [B, 1, Q, 1] each; None where nothing."""
+        return None
+
     def bias(self, own: Tensor, queries: int, length: int) -> Tensor:
         """An additive position bias with the columns of P = length rows: [*, heads, Q, K] -> [*, heads, Q, P + K]."""
         if not self.slopes:

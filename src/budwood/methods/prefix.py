@@ -26,11 +26,8 @@ import budwood.core as core
 from budwood.anatomy import Anatomy, AttentionCall, Site, probe
 from budwood.core import Delta
 from budwood.core.attention import AttentionDelta, attention_sites, ears
-<<<<<<< HEAD
-from budwood.core.delta import Source
-=======
 from budwood.core.cache_shim import CacheCall
->>>>>>> shim
+from budwood.core.delta import Source
 from budwood.core.entrance import input_site
 from budwood.core.inputs import ShiftDelta
 from budwood.core.registry import Registry
@@ -182,14 +179,15 @@ class PrefixDelta(Gated, AttentionDelta):
         (table,), seen = self.tables, own.shape[-1] - queries
         moved = length if self.method.bias == "looked-up" else 0
         compute: Any = table.compute_bias
-        looked: Tensor = compute(queries, length + own.shape[-1], own.device, past_seen_tokens=seen + moved).to(
-            own.dtype
-        )
+        looked: Tensor = compute(queries, length + own.shape[-1], own.device, past_seen_tokens=seen + moved)
+        looked = looked.to(own.dtype)
         return torch.cat([looked[..., :length].expand(*own.shape[:-1], -1), own], dim=-1) if moved else looked
 
     def settle(self, model: nn.Module, name: str) -> None:
         """Open the attention, find the table of position biases; the first of the adapter starts them all."""
         super().settle(model, name)
+        if isinstance(self.call, CacheCall) and self.method.gate is not None:
+            raise BadConfig(f"{self.method.name}: {self.path} computes attention by itself; leave gate out")
         registry, adapter = core.adapter_of(model, name)
         deltas = {s: core.delta_at(model, s, name) for s in adapter.sites if s.call is not None}
         mine = {site: delta for site, delta in deltas.items() if isinstance(delta, PrefixDelta)}
