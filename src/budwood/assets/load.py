@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
     from budwood.assets.resolve import ModelRef
 
-Task = Literal["causal-lm", "classification", "masked-lm", "seq2seq", "cloze"]
+Task = Literal[
+    "causal-lm", "classification", "masked-lm", "seq2seq", "cloze", "token-classification", "question-answering"
+]
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
+WITH_LABELS = ("classification", "token-classification")
+"""Tasks whose head has an output for each label."""
+NEW_HEADS = (*WITH_LABELS, "question-answering")
+"""Tasks whose head may be new: it is trained, or useless."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +51,10 @@ def load_model(
     config = _read_config(ref, trust_remote_code)
     _check_task(ref, config, task)
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if labels is not None and task == "classification":
+    if labels is not None and task in WITH_LABELS:
         settings.update(_label_settings(ref, config, labels))
+    if task == "question-answering":
+        settings.update(num_labels=2, **_moved_body(config))  # one output for where an answer begins, one for its end
     model, report = _read_weights(ref, _auto_class(task, config), dtype, settings)
     _check_report(ref, model, report, task, labels)
     _set_padding(ref, model, trust_remote_code)
@@ -148,19 +156,26 @@ def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_QUESTION_ANSWERING_MAPPING,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     )
 
     kind, own_code = type(config), config.to_dict().get("auto_map") or {}
-    if task == "classification":
-        if (
-            kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-            and "AutoModelForSequenceClassification" not in own_code
-        ):
-            raise NotAvailable(
-                f"{ref.name} ({config.model_type}) has no form with a classification head in transformers"
-            )
+    heads = {
+        "classification": (
+            MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+            "SequenceClassification",
+            "a classification head",
+        ),
+        "token-classification": (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, "TokenClassification", "a head for tags"),
+        "question-answering": (MODEL_FOR_QUESTION_ANSWERING_MAPPING, "QuestionAnswering", "a head for answers"),
+    }
+    if task in heads:
+        mapping, form, words = heads[task]
+        if kind not in mapping and f"AutoModelFor{form}" not in own_code:
+            raise NotAvailable(f"{ref.name} ({config.model_type}) has no form with {words} in transformers")
         return
     if task == "masked-lm":
         if config.is_encoder_decoder or (
@@ -198,6 +213,17 @@ def _check_task(ref: ModelRef, config: Any, task: Task) -> None:
         )
 
 
+def _moved_body(config: Any) -> dict[str, Any]:
+    """Some classes that find answers call the body by another name than all others of their family do."""
+    from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, MODEL_MAPPING
+
+    kind = type(config)
+    if kind not in MODEL_FOR_QUESTION_ANSWERING_MAPPING or kind not in MODEL_MAPPING:
+        return {}
+    names = [mapping[kind].base_model_prefix for mapping in (MODEL_MAPPING, MODEL_FOR_QUESTION_ANSWERING_MAPPING)]
+    return {} if names[0] == names[1] else {"key_mapping": {rf"^{names[0]}\.": f"{names[1]}."}}
+
+
 def _label_settings(ref: ModelRef, config: Any, labels: Sequence[str]) -> dict[str, Any]:
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise BadConfig(f"labels are {list(labels)}; expected at least two, all different")
@@ -217,8 +243,10 @@ def _auto_class(task: Task, config: Any) -> Any:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForMaskedLM,
+        AutoModelForQuestionAnswering,
         AutoModelForSeq2SeqLM,
         AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
     )
 
     classes = {
@@ -227,6 +255,8 @@ def _auto_class(task: Task, config: Any) -> Any:
         "masked-lm": AutoModelForMaskedLM,
         "seq2seq": AutoModelForSeq2SeqLM,
         "cloze": AutoModelForMaskedLM if _kind(config) == "encoder" else AutoModelForCausalLM,
+        "token-classification": AutoModelForTokenClassification,
+        "question-answering": AutoModelForQuestionAnswering,
     }
     return classes[task]
 
@@ -255,7 +285,7 @@ def _check_report(ref: ModelRef, model: Any, report: dict[str, Any], task: Task,
     misfits = {entry[0]: entry[1:] for entry in report["mismatched_keys"]}
     absent = set(report["missing_keys"]) | set(misfits)
     unnamed = set(report["missing_keys"]) - set(misfits) if _kind(model.config) == "encoder" else set()
-    renewable = {"classification": absent, "masked-lm": unnamed, "cloze": unnamed}
+    renewable = {**dict.fromkeys(NEW_HEADS, absent), "masked-lm": unnamed, "cloze": unnamed}
     new = {key for key in renewable.get(task, ()) if _is_head(model, key)}
     if lost := sorted(absent - new):
         shapes = (
@@ -265,8 +295,8 @@ def _check_report(ref: ModelRef, model: Any, report: dict[str, Any], task: Task,
             f"{ref.name}: {len(lost)} weights of {type(model).__name__} are missing or do not fit, "
             f"{lost[0]}{shapes} among them; the weights belong to another model than config.json says, or are cut off"
         )
-    if new and labels is None and task == "classification":
-        raise BadConfig(f"{ref.name} has no classification head yet; say which labels a new one is to have")
+    if new and labels is None and task in WITH_LABELS:
+        raise BadConfig(f"{ref.name} has no {task} head yet; say which labels a new one is to have")
     if new:
         _log.info("%s: new, not yet trained: %s", ref.name, ", ".join(sorted(new)))
 

@@ -191,7 +191,7 @@ def _show_rows(name: str, rows: Sequence[Row], corpus: Corpus, sink: Sink) -> No
 
 def _parts(row: Row, corpus: Corpus) -> list[tuple[str, str]]:
     """What a row says, piece by piece."""
-    from budwood.data import Conversation, Labelled, Text
+    from budwood.data import Conversation, Labelled, Passage, Tagged, Text, marked
 
     match row.value:
         case Conversation(turns):
@@ -201,6 +201,11 @@ def _parts(row: Row, corpus: Corpus) -> list[tuple[str, str]]:
         case Labelled(text, pair, label):
             pairs = [("text", text), ("text 2", pair or ""), ("label", (corpus.labels or ())[label])]
             return [(name, value) for name, value in pairs if value]
+        case Tagged(words, tags):
+            return [("tagged", marked(words, [(corpus.labels or ())[number] for number in tags]))]
+        case Passage(context, question, answers):
+            said = [("answer", answer.text) for answer in answers] or [("answer", "(none)")]
+            return [("context", context), ("question", question), *said]
 
 
 def _show_tokens(

@@ -140,6 +140,8 @@ def _held_out(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Batch:
             "masked-lm": Example(ids=ids, labels=ids, whole=ids, row=0),
             "seq2seq": Example(ids=ids, target=ids, row=0),
             "cloze": Example(ids=ids, labels=ids, whole=ids, row=0),
+            "token-classification": Example(ids=ids, labels=[0] * len(ids), parts=[(0, 1)] * len(ids), row=0),
+            "question-answering": Example(ids=ids, span=(0, 0), parts=[(0, 1)] * len(ids), row=0),
         }
         examples = [kinds[subject.task]]
     else:

@@ -79,7 +79,7 @@ class Training:
     on: Below = ()
     """A run or an adapter to train on top of, which stays as it is; repeat it for several."""
     task: Annotated[str | None, Unlisted] = None
-    """causal-lm, masked-lm, classification, seq2seq or cloze, where the data leaves it open."""
+    """One of `budwood.data.TASKS`, where the data leaves it open."""
     pattern: Annotated[str | None, Unlisted] = None
     """For cloze: '{text} It was <mask>.', with <p> for pseudo tokens."""
     verbalizer: Annotated[str | None, Unlisted] = None

@@ -16,10 +16,13 @@ from budwood.data.checks import with_validation as with_validation
 from budwood.data.checks import write_jsonl as write_jsonl
 from budwood.data.cloze import Writer as Writer
 from budwood.data.corpus import TASKS as TASKS
+from budwood.data.corpus import WITH_LABELS as WITH_LABELS
 from budwood.data.corpus import Conversation as Conversation
 from budwood.data.corpus import Corpus as Corpus
 from budwood.data.corpus import Labelled as Labelled
+from budwood.data.corpus import Passage as Passage
 from budwood.data.corpus import Row as Row
+from budwood.data.corpus import Tagged as Tagged
 from budwood.data.corpus import Task as Task
 from budwood.data.corpus import Text as Text
 from budwood.data.corpus import Turn as Turn
@@ -36,4 +39,8 @@ from budwood.data.seq2seq import encode_sources as encode_sources
 from budwood.data.shapes import for_encoder_decoder as for_encoder_decoder
 from budwood.data.shapes import parse_columns as parse_columns
 from budwood.data.sources import read as read
+from budwood.data.spans import encode_passages as encode_passages
+from budwood.data.tagging import encode_words as encode_words
+from budwood.data.tags import marked as marked
+from budwood.data.tags import split_words as split_words
 from budwood.data.templates import Template as Template

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from budwood.errors import BadConfig, BadData
 
@@ -17,8 +18,17 @@ if TYPE_CHECKING:
 IGNORE = -100
 """The label of a position that is not learned."""
 
+Part: TypeAlias = tuple[int, int]
+"""What a token stands for in its row: [begin, end), counted in characters of a text or in words."""
+
 GROUP_BATCHES = 50
 """How many batches are sorted by length together when an order groups by length."""
+
+
+@lru_cache(maxsize=1 << 16)
+def part(begin: int, end: int) -> Part:
+    """The part, one object for all tokens that stand for the same places: a data set has millions."""
+    return (begin, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +43,12 @@ class Blank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One tokenised row: `labels` for language modelling, `label` for classification, neither for a prompt."""
+    """One tokenised row: `labels` for tokens, `label` for the row, `span` for a piece of it, none for a prompt."""
 
     ids: list[int]
     """Token ids, without padding; -1-j stands for the j-th pseudo token of a cloze."""
     labels: list[int] | None = None
-    """As long as `ids`, not shifted: the id where it is learned, IGNORE elsewhere."""
+    """As long as `ids`, not shifted: the id (or the tag, where there are parts) that is learned, IGNORE elsewhere."""
     label: int | None = None
     """Index into the corpus' labels."""
     target: list[int] | None = None
@@ -47,6 +57,10 @@ class Example:
     """For a cloze, where and how the class is read."""
     whole: list[int] | None = None
     """For masked language modelling, the ids before tokens were hidden; labels then stand where they are predicted."""
+    span: tuple[int, int] | None = None
+    """First and last token of what answers a question; (0, 0) where nothing does."""
+    parts: list[Part | None] | None = None
+    """What each token stands for, where words are tagged or answers are found: words, or characters of the text."""
     types: list[int] | None = None
     """Segment of each token (0 or 1), for sentence pairs on models that read it."""
     row: int
@@ -59,12 +73,17 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        """How many targets the loss is a sum over: learned tokens after the shift, or 1 for a class label."""
+        """How many targets the loss is a sum over: learned tokens after the shift, or 1 for a class or a span."""
         if self.target is not None:
             return len(self.target)
         if self.labels is not None:
-            return sum(label != IGNORE for label in self.labels[int(self.whole is None) :])
-        return int(self.label is not None)
+            return sum(label != IGNORE for label in self.labels[int(self.shift) :])
+        return int(self.label is not None or self.span is not None)
+
+    @property
+    def shift(self) -> bool:
+        """Whether position t predicts label t + 1; False where each label stands in its own place."""
+        return self.whole is None and self.parts is None and self.target is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +95,9 @@ class Batch:
     attention_mask: Tensor
     """[B, T] int64, 1 at tokens and 0 at padding."""
     labels: Tensor | None
-    """[B, T] int64 with IGNORE where nothing is learned, or [B] int64 classes, or None for prompts."""
+    """[B, T] int64 with IGNORE where nothing is learned, or [B] int64 classes, or None for prompts and spans."""
+    spans: Tensor | None = None
+    """[B, 2] int64 first and last token of what answers, for questions about a text."""
     token_type_ids: Tensor | None = None
     """[B, T] int64 segments; only where some example has them."""
     rows: tuple[int, ...]
@@ -84,7 +105,9 @@ class Batch:
     lengths: tuple[int, ...]
     """Tokens of each, without padding."""
     shift: bool = True
-    """Whether position t predicts label t + 1; False where tokens are hidden and predicted in their own place."""
+    """`Example.shift`."""
+    parts: tuple[list[Part | None], ...] = ()
+    """`Example.parts` of each, where there are any."""
     target_lengths: tuple[int, ...] | None = None
     """Labels of each row where they are what an encoder-decoder writes; None where they belong to the input."""
     decoder_input_ids: Tensor | None = None
@@ -101,9 +124,9 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        """Targets the loss is a sum over: learned tokens after the shift, or rows for classification."""
+        """Targets the loss is a sum over: learned tokens after the shift, or rows for classes and spans."""
         if self.labels is None:
-            return 0
+            return 0 if self.spans is None else len(self)
         if self.labels.ndim == 1:
             return len(self.labels)
         return int((self.labels[:, int(self.shift) :] != IGNORE).sum())
@@ -128,6 +151,7 @@ class Batch:
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
             labels=there(self.labels),
+            spans=there(self.spans),
             token_type_ids=there(self.token_type_ids),
             decoder_input_ids=there(self.decoder_input_ids),
             places=there(self.places),
@@ -169,9 +193,12 @@ def collate(
 
     if not examples:
         raise BadData("a batch of no rows was asked for; give at least one row")
-    kinds = {(e.labels is None, e.label is None, e.whole is None, e.target is None) for e in examples}
+    kinds = {(e.labels is None, e.label is None, e.span is None, e.shift, e.target is None) for e in examples}
     if len(kinds) > 1:
-        raise BadData("a batch mixes token labels, hidden tokens, class labels and prompts; batch each kind by itself")
+        raise BadData(
+            "a batch mixes token labels, hidden tokens, tags, class labels, spans and prompts; "
+            "batch each kind by itself"
+        )
     pseudo, words = _alike(examples)
     lengths = tuple(len(example.ids) for example in examples)
     width = max(max(lengths), width or 0)
@@ -191,6 +218,7 @@ def collate(
     elif examples[0].label is not None:
         labels = torch.tensor([example.label for example in examples], dtype=torch.int64)  # [B]
     places = [e.blank.place + (width - len(e.ids)) * (side == "left") for e in examples if e.blank is not None]
+    spans = [example.span for example in examples if example.span is not None]
     types = None
     if any(example.types for example in examples):
         types = padded([example.types or [0] * len(example.ids) for example in examples], 0)
@@ -198,10 +226,12 @@ def collate(
         input_ids=padded([example.ids for example in examples], pad_id),
         attention_mask=padded([[1] * length for length in lengths], 0),
         labels=labels,
+        spans=torch.tensor(spans, dtype=torch.int64) if spans else None,
         token_type_ids=types,
         rows=tuple(example.row for example in examples),
         lengths=lengths,
-        shift=examples[0].whole is None and not targets,
+        shift=examples[0].shift,
+        parts=tuple(example.parts for example in examples if example.parts is not None),
         target_lengths=tuple(map(len, targets)) or None,
         places=torch.tensor(places, dtype=torch.int64) if places else None,
         words=padded(words, -1, max(map(len, words)), "right") if words else None,

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from budwood.data.corpus import Conversation, Labelled, Text
+from budwood.data.corpus import Conversation, Labelled, Passage, Tagged, Text
 from budwood.errors import BadConfig, BadData, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def key(row: Row) -> Hashable:
             return normal(text)
         case Labelled(text, pair, label):
             return (normal(text), normal(pair or ""), label)
+        case Tagged(words, tags):
+            return (tuple(map(normal, words)), tags)
+        case Passage(context, question, answers):
+            return (normal(context), normal(question), answers)
 
 
 def repeats(rows: Sequence[Row]) -> dict[int, int]:
@@ -90,7 +94,7 @@ def split(
     """The rows dealt out to named splits by whole groups, in their order; the same for the same rows and seed.
 
     fractions: split to its share of the rows; they add up to 1
-    group:     a column whose equal values stay together; None keeps rows with the same prompt or text together
+    group:     a column whose equal values stay together; None keeps rows about one text, or with one prompt, together
     Raises     BadConfig for fractions or a column that do not fit, BadData for fewer groups than splits
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
@@ -110,7 +114,7 @@ def with_validation(corpus: Corpus, *, fraction: float = 0.1, seed: int = 0, gro
     """The corpus with a validation split: its own, or `fraction` of train carved off by group and noted.
 
     A train split of a single group cannot be divided: the corpus comes back without validation, with a note.
-    group: a column whose equal values stay together; None keeps rows with the same prompt or text together
+    group: a column whose equal values stay together; None keeps rows about one text, or with one prompt, together
     """
     if "validation" in corpus.splits:
         return corpus
@@ -136,7 +140,7 @@ def write_jsonl(rows: Sequence[Row], path: Path) -> None:
 
 def _group(row: Row, column: str | None) -> str:
     if column is None:
-        return normal(row.prompt)
+        return normal(row.belongs_to)
     if column not in row.raw:
         raise BadConfig(f"{row.where}: there is no column {column!r} to group by; {did_you_mean(column, row.raw)}")
     return json.dumps(row.raw[column], default=str)
@@ -211,16 +215,12 @@ def _empty(split: str, rows: Sequence[Row]) -> list[Finding]:
 
 
 def _contradictions(split: str, rows: Sequence[Row], corpus: Corpus) -> Finding | None:
-    """Equal texts with different labels."""
+    """Equal texts with different labels or tags."""
     if corpus.labels is None:
         return None
     first: dict[str, Row] = {}
     against = [
-        (row, earlier)
-        for row in rows
-        if isinstance(row.value, Labelled)
-        and isinstance((earlier := first.setdefault(normal(row.prompt), row)).value, Labelled)
-        and earlier.value.label != row.value.label
+        (row, earlier) for row in rows if _said(earlier := first.setdefault(normal(row.prompt), row)) != _said(row)
     ]
     if not against:
         return None
@@ -231,3 +231,14 @@ def _contradictions(split: str, rows: Sequence[Row], corpus: Corpus) -> Finding 
         message=f"{split}: {len(against)} rows have the text of an earlier one and another label, first "
         f"{row.where} and {earlier.where}; decide which is right",
     )
+
+
+def _said(row: Row) -> object:
+    """The label or the tags of a row."""
+    match row.value:
+        case Labelled(_, _, label):
+            return label
+        case Tagged(_, tags):
+            return tags
+        case _:
+            return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from budwood.errors import BadData
 
@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
     from budwood.data.pattern import Cloze
 
-Task = Literal["causal-lm", "classification", "masked-lm", "seq2seq", "cloze"]
+Task = Literal[
+    "causal-lm", "classification", "masked-lm", "seq2seq", "cloze", "token-classification", "question-answering"
+]
 TASKS: tuple[Task, ...] = get_args(Task)
 """What rows can be used for."""
+
+WITH_LABELS: tuple[Task, ...] = ("classification", "cloze", "token-classification")
+"""Those that tell named things apart."""
 
 SPLITS = ("train", "validation", "test")
 """The names a split can have, in the order they are shown."""
@@ -55,11 +60,55 @@ class Labelled:
     """Index into the corpus' labels."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Words, and the tag of each."""
+
+    words: tuple[str, ...]
+    tags: tuple[int, ...]
+    """Indices into the corpus' labels."""
+
+    @property
+    def prompt(self) -> str:
+        """The words, with a space between."""
+        return " ".join(self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of a text that answers a question."""
+
+    text: str
+    start: int
+    """Characters of the text in front of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text, a question about it, and the pieces of the text that answer it."""
+
+    context: str
+    question: str
+    answers: tuple[Answer, ...]
+    """Each of them is right; the first is learned. None where the text has no answer."""
+    is_first_of_several: bool = False
+    """Whether an answer came without its place and stands in the text more than once: the first place was taken."""
+
+    @property
+    def prompt(self) -> str:
+        """The text and the question."""
+        return f"{self.context}\n{self.question}"
+
+
+Value: TypeAlias = Conversation | Text | Labelled | Tagged | Passage
+"""What a row holds, by shape."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One row: its value in the recognised shape, as it was read, and where it stands."""
 
-    value: Conversation | Text | Labelled
+    value: Value
     raw: Mapping[str, object]
     """The row as the file has it: column to value."""
     file: str
@@ -78,9 +127,16 @@ class Row:
         """What is asked: turns before the last answer, or the text; what leakage and groups go by."""
         if isinstance(self.value, Text):
             return self.value.text
+        if isinstance(self.value, Tagged | Passage):
+            return self.value.prompt
         if isinstance(self.value, Labelled):
             return "\n".join(filter(None, (self.value.text, self.value.pair)))
         return "\n".join(turn.content for turn in self.asked)
+
+    @property
+    def belongs_to(self) -> str:
+        """What rows that belong together share: the text that questions are about, else the prompt."""
+        return self.value.context if isinstance(self.value, Passage) else self.prompt
 
     @property
     def asked(self) -> tuple[Turn, ...]:
@@ -93,7 +149,9 @@ class Row:
 
     @property
     def answer(self) -> str:
-        """The last answer of a conversation, or '' where there is none."""
+        """The last answer of a conversation, the first of a passage, or '' where there is none."""
+        if isinstance(self.value, Passage):
+            return self.value.answers[0].text if self.value.answers else ""
         if not isinstance(self.value, Conversation):
             return ""
         return next((turn.content for turn in reversed(self.value.turns) if turn.learned), "")
@@ -120,7 +178,7 @@ class Corpus:
     splits: Mapping[str, tuple[Row, ...]]
     """By name, in the order train, validation, test."""
     labels: tuple[str, ...] | None = None
-    """Class names in order, for classification and cloze."""
+    """Names of classes or tags in order, for the tasks of `WITH_LABELS`."""
     cloze: Cloze | None = None
     """How a language model is asked for the class, for cloze."""
     notes: tuple[str, ...] = ()
@@ -182,6 +240,10 @@ def _content(row: Row) -> list[object]:
             return [text]
         case Labelled(text, pair, label):
             return [text, pair, label]
+        case Tagged(words, tags):
+            return [words, tags]
+        case Passage(context, question, answers):
+            return [context, question, [[answer.text, answer.start] for answer in answers]]
 
 
 def _split_rank(name: str) -> tuple[int, str]:

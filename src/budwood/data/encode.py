@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from budwood.data.batch import IGNORE, Example
 from budwood.data.cloze import encode_cloze
-from budwood.data.corpus import Conversation, Labelled, Task, Text
+from budwood.data.corpus import Conversation, Labelled, Passage, Tagged, Task, Text
 from budwood.data.encoded import Encoded, count
 from budwood.data.masking import Masking
 from budwood.data.seq2seq import encode_pairs
+from budwood.data.spans import encode_passages
+from budwood.data.tagging import encode_words, labels_of
 from budwood.data.templates import Rendering, Style, Template, style_for
 from budwood.data.tokens import CHUNK, pieces, tokens
 from budwood.errors import BadConfig, BadData
@@ -185,6 +187,32 @@ def _masked(
     return examples, lengths
 
 
+def _tagged(
+    corpus: Corpus, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[Example], list[int]]:
+    """Examples of tagged words, and their lengths before cutting."""
+    examples: list[Example] = []
+    lengths: list[int] = []
+    for start in range(0, len(rows), CHUNK):
+        values = [row.value for row in rows[start : start + CHUNK] if isinstance(row.value, Tagged)]
+        found, long = encode_words([value.words for value in values], tokenizer, max_length=max_length)
+        lengths += long
+        for example, value in zip(found, values, strict=True):
+            labels = labels_of(example.parts or (), value.tags)
+            examples.append(replace(example, labels=labels, row=start + example.row))
+    return examples, lengths
+
+
+def _asked(
+    corpus: Corpus, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[Example], list[int]]:
+    """Windows over the texts that questions are about, and their lengths: nothing is cut."""
+    passages = [row.value for row in rows if isinstance(row.value, Passage)]
+    where = [row.where for row in rows]
+    examples = encode_passages(passages, tokenizer, max_length=max_length, where=where)
+    return examples, [len(example.ids) for example in examples]
+
+
 Encoder: TypeAlias = Callable[
     ["Corpus", "Sequence[Row]", "PreTrainedTokenizerBase", "int | None"], tuple[list[Example], list[int]]
 ]
@@ -194,10 +222,14 @@ ENCODERS: Mapping[Task, Encoder] = {
     "masked-lm": _masked,
     "seq2seq": encode_pairs,
     "cloze": encode_cloze,
+    "token-classification": _tagged,
+    "question-answering": _asked,
 }
 """How rows become examples, for the tasks that have no chat template and no stop tokens."""
 NOTHING: Mapping[Task, str] = {
     "masked-lm": "a word to hide; give rows with text",
+    "token-classification": "a word with a tag left; raise max_length, or give rows with words",
+    "question-answering": "an answer that stands in a token; give answers that are words of the text",
     "seq2seq": "an answer to learn from; give each row a target",
 }
 """What rows may turn out to lack."""

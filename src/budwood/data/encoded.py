@@ -31,6 +31,8 @@ class EncodingReport:
     """Rows left out because nothing to learn was left (their whole answer was cut, or they have none)."""
     rows_unrolled: int
     """Conversations made into one example per answer, because the template rewrites earlier turns."""
+    rows_windowed: int
+    """Texts longer than max_length, which are read in several windows."""
     duplicates: int
     """Rows that repeat an earlier row of the split."""
     longest: int
@@ -55,6 +57,8 @@ class EncodingReport:
             lines.append(f"{self.rows_empty} rows left out: nothing to learn is left in them")
         if self.rows_unrolled:
             lines.append(f"{self.rows_unrolled} conversations became one example per answer (chat template)")
+        if self.rows_windowed:
+            lines.append(f"{self.rows_windowed} texts are longer than max_length and are read in several windows")
         if self.duplicates:
             lines.append(f"{self.duplicates} rows repeat an earlier one")
         return tuple(lines)
@@ -86,6 +90,8 @@ def count(
     """
     ordered = sorted(lengths)
     seen = [example.row for example in examples]
+    again = len({a for a, b in zip(seen, seen[1:], strict=False) if a == b})
+    in_windows = any(example.span for example in examples)
     cut = {row for row, n in zip(seen, lengths, strict=True) if max_length is not None and n > max_length}
     return EncodingReport(
         rows=len(rows),
@@ -94,7 +100,8 @@ def count(
         total_tokens=sum(example.size for example in kept),
         rows_cut=len(cut),
         rows_empty=len(rows) - len({example.row for example in kept}),
-        rows_unrolled=len({a for a, b in zip(seen, seen[1:], strict=False) if a == b}),
+        rows_unrolled=0 if in_windows else again,
+        rows_windowed=again if in_windows else 0,
         duplicates=len(repeats(rows)),
         longest=ordered[-1],
         percentiles=tuple((p, ordered[max(0, -(-len(ordered) * p // 100) - 1)]) for p in (50, 90, 99)),

@@ -1,4 +1,4 @@
-"""One file to one table of records: json, jsonl, txt, parquet here; csv and tsv in `delimited`."""
+"""One file to one table of records: json, jsonl, txt, conll, parquet here; csv and tsv in `delimited`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from budwood.data.corpus import place
+from budwood.data.spans import squad_rows
 from budwood.errors import BadData, NotAvailable, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".conll")
 """File name endings that can be read."""
 
 OBJECT = '{"prompt": "...", "completion": "..."}'
@@ -67,6 +69,8 @@ def read_file(path: Path, known: Collection[str]) -> Table:
             table = read_delimited(path, known)
         case ".txt":
             table = _txt(path)
+        case ".conll":
+            table = Table(file=str(path), records=list(_conll(path)))
         case ".parquet":
             table = Table(file=str(path), records=_parquet(path))
         case suffix:
@@ -154,11 +158,23 @@ def _json(path: Path) -> list[Record]:
         ) from error
     if isinstance(whole, dict) and isinstance(whole.get("data"), list):
         whole = whole["data"]
+    if isinstance(whole, list) and whole and isinstance(whole[0], dict) and "paragraphs" in whole[0]:
+        whole = _squad(whole, path)
     if isinstance(whole, dict):
         return [Record(whole, 1)]
     if not isinstance(whole, list):
         raise BadData(f"{path} holds {_kind(whole)}; write a list of objects, [{OBJECT}, ...]")
     return [Record(_object(item, place(str(path), n, None)), n) for n, item in enumerate(whole, start=1)]
+
+
+def _squad(articles: list[Any], path: Path) -> list[Any]:
+    try:
+        return list(squad_rows(articles))
+    except (KeyError, TypeError) as error:
+        raise BadData(
+            f"{path}: it begins like a file of SQuAD and goes on otherwise ({error!r}); every article needs "
+            "paragraphs, every paragraph a context and qas, every one of these a question and answers"
+        ) from error
 
 
 def _items_before(text: str, position: int) -> int:
@@ -215,6 +231,27 @@ def _txt(path: Path) -> Table:
         note += f" ({halved} of {len(texts)} lines hold one ||; prompt || completion needs it in every line)"
     records = [Record({"text": line}, count, number) for count, (number, line) in enumerate(texts, start=1)]
     return Table(file=str(path), records=records, note=note)
+
+
+def _conll(path: Path) -> Iterator[Record]:
+    """A word and its tag on each line, the first and the last of its columns; an empty line ends a sentence."""
+    count, first = 0, 1
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in chain(lines(path), [(0, "")]):
+        parts = [part.strip() for part in line.split("\t" if "\t" in line else None)]
+        if parts and parts[0] and parts[0] != "-DOCSTART-":
+            if len(parts) < 2:
+                raise BadData(
+                    f"{path}, line {number}: {_excerpt(line)!r} is one column; write a word, a space, its tag"
+                )
+            first = first if words else number
+            words.append(parts[0])
+            tags.append(parts[-1])
+        elif words:
+            count += 1
+            yield Record({"tokens": words, "tags": tags}, count, first)
+            words, tags = [], []
 
 
 def _parquet(path: Path) -> list[Record]:

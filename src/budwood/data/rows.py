@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from budwood.data.corpus import SPLITS, Corpus, Labelled, Row, Task, place
-from budwood.data.shapes import BadValue, Shape, recognise
+from budwood.data.corpus import SPLITS, WITH_LABELS, Corpus, Labelled, Row, Tagged, Task, place
+from budwood.data.fields import BadValue
+from budwood.data.shapes import Shape, recognise
+from budwood.data.spans import notes as answer_notes
+from budwood.data.tagging import in_order, numbered, tag_names
 from budwood.errors import BadData, did_you_mean
 
 if TYPE_CHECKING:
     from budwood.data.files import Record, Table
 
 Splits = dict[str, tuple[Row, ...]]
-LABELLED: tuple[Task, ...] = ("classification", "cloze")
-"""Tasks whose rows have a class."""
 
 
 def assemble(
@@ -39,17 +40,60 @@ def assemble(
     notes = [table.note for parts in ordered.values() for table in parts if table.note]
     names = None
     use = task or shape.tasks[0]
-    if use in LABELLED:
-        splits, unlabelled = _without_unlabelled(splits, used["label"])
-        notes += unlabelled
-        names = _label_names(splits, used["label"]) if labels is None else tuple(labels)
-        splits = {
-            split: tuple(_with_label(row, used["label"], names) for row in rows) for split, rows in splits.items()
-        }
+    if use in WITH_LABELS:
+        naming = _tags if use == "token-classification" else _classes
+        splits, names, more = naming(splits, used, labels)
+        notes += more
+    if use == "question-answering":
+        notes += answer_notes([row for rows in splits.values() for row in rows])
     return Corpus(
         origin=origin, shape=shape.name, task=use, columns=found, used=used, splits=splits,
         labels=names, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _classes(
+    splits: Splits, used: Mapping[str, str], labels: Sequence[str] | None
+) -> tuple[Splits, tuple[str, ...], list[str]]:
+    """The rows with the numbers of their classes, the classes, and notes."""
+    splits, notes = _without_unlabelled(splits, used["label"])
+    names = _label_names(splits, used["label"]) if labels is None else tuple(labels)
+    numbered = {split: tuple(_with_label(row, used["label"], names) for row in rows) for split, rows in splits.items()}
+    return numbered, names, notes
+
+
+def _tags(
+    splits: Splits, used: Mapping[str, str], labels: Sequence[str] | None
+) -> tuple[Splits, tuple[str, ...], list[str]]:
+    """The rows with the numbers of their tags, and the tags of the train split (or the first)."""
+    said = {split: [_tag_names(row, used["tags"], labels) for row in rows] for split, rows in splits.items()}
+    first, rows = next(iter(splits.items()))
+    names = in_order({tag for tags in said[first] for tag in tags}) if labels is None else tuple(labels)
+    if len(names) < 2:
+        raise BadData(
+            f"{rows[0].file}: {used['tags']} holds {len(names)} tag ({', '.join(names)}) in {first}; there is nothing "
+            "to tell apart. Give rows with at least two tags, such as O and B-PER"
+        )
+    numbered = {
+        split: tuple(_with_tags(row, tags, names) for row, tags in zip(rows, said[split], strict=True))
+        for split, rows in splits.items()
+    }
+    return numbered, names, []
+
+
+def _tag_names(row: Row, column: str, labels: Sequence[str] | None) -> list[str]:
+    try:
+        return tag_names(row.raw[column], labels)
+    except BadValue as error:
+        raise BadData(f"{row.where}: {error}") from error
+
+
+def _with_tags(row: Row, tags: Sequence[str], names: Sequence[str]) -> Row:
+    assert isinstance(row.value, Tagged)
+    try:
+        return replace(row, value=numbered(row.value, tags, names))
+    except BadValue as error:
+        raise BadData(f"{row.where}: {error}") from error
 
 
 def _rows(table: Table, shape: Shape, used: Mapping[str, str], first_file: str) -> list[Row]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from budwood.data.corpus import Conversation, Corpus, Labelled, Task, Text, Turn
+from budwood.data.corpus import Conversation, Corpus, Labelled, Task, Text, Turn, Value
+from budwood.data.fields import BadValue, Fields, clean, optional_text, text_of
+from budwood.data.spans import read_passage
+from budwood.data.tagging import read_tagged
 from budwood.errors import BadConfig, BadData, did_you_mean
-
-Fields = Mapping[str, object]
-"""Canonical column name to value, of one row."""
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 """Who says a message: names of sharegpt and chat messages, to roles."""
@@ -25,35 +24,13 @@ class Shape:
     """What it can be used for; the first where nobody says."""
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    build: Callable[[Fields], Conversation | Text | Labelled]
+    build: Callable[[Fields], Value]
     example: str
     """A row of this shape, as one would write it."""
 
 
-class BadValue(Exception):
-    """What is wrong with one value; `build_rows` turns it into BadData with the file and the row."""
-
-
-def _text(fields: Fields, name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str):
-        found = "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-        raise BadValue(f"{name} is {found}, expected text; write a string")
-    return _clean(value, name)
-
-
-def _clean(value: str, name: str) -> str:
-    if re.search("[\ud800-\udfff]", value):
-        raise BadValue(f"{name} holds half a character (a lone surrogate \\ud8xx); write whole characters")
-    return value
-
-
-def _optional(fields: Fields, name: str) -> str:
-    return "" if fields.get(name) is None else _text(fields, name)
-
-
 def _system(fields: Fields) -> tuple[Turn, ...]:
-    system = _optional(fields, "system")
+    system = optional_text(fields, "system")
     return (Turn("system", system),) if system else ()
 
 
@@ -90,7 +67,7 @@ def _turn(message: object, name: str, who: str, what: str, learn: bool) -> Turn:
     if not isinstance(content, str):
         raise BadValue(f"{name} has {what} {str(content)[:40]!r}, expected text; write a string")
     learned = learn and role == "assistant" and message.get("weight", 1) != 0
-    return Turn(role, _clean(content, name), learned)  # type: ignore[arg-type]  # SPEAKERS holds roles
+    return Turn(role, clean(content, name), learned)  # type: ignore[arg-type]  # SPEAKERS holds roles
 
 
 def _asked_and_answered(ask: str, answer: str) -> Callable[[Fields], Conversation]:
@@ -98,8 +75,8 @@ def _asked_and_answered(ask: str, answer: str) -> Callable[[Fields], Conversatio
         if isinstance(fields.get(ask), list):
             before = _turns(fields, ask, "role", "content", learn=False)
             return Conversation(_system(fields) + before + _turns(fields, answer, "role", "content"))
-        asked = Turn("user", _text(fields, ask))
-        return Conversation((*_system(fields), asked, Turn("assistant", _text(fields, answer), True)))
+        asked = Turn("user", text_of(fields, ask))
+        return Conversation((*_system(fields), asked, Turn("assistant", text_of(fields, answer), True)))
 
     return build
 
@@ -111,34 +88,43 @@ def _alpaca(fields: Fields) -> Conversation:
         raise BadValue('history must be a list of [instruction, output] pairs; write [["...", "..."], ...]')
     for ask, answer in past:
         pair = {"instruction": ask, "output": answer}
-        history += [Turn("user", _text(pair, "instruction")), Turn("assistant", _text(pair, "output"), True)]
-    extra = _optional(fields, "input")
-    asked = _text(fields, "instruction") + (f"\n{extra}" if extra else "")
-    answer = Turn("assistant", _text(fields, "output"), True)
+        history += [Turn("user", text_of(pair, "instruction")), Turn("assistant", text_of(pair, "output"), True)]
+    extra = optional_text(fields, "input")
+    asked = text_of(fields, "instruction") + (f"\n{extra}" if extra else "")
+    answer = Turn("assistant", text_of(fields, "output"), True)
     return Conversation((*_system(fields), *history, Turn("user", asked), answer))
 
 
 def _labelled(text: str, pair: str | None = None) -> Callable[[Fields], Labelled]:
     def build(fields: Fields) -> Labelled:
-        return Labelled(_text(fields, text), None if pair is None else _text(fields, pair), -1)
+        return Labelled(text_of(fields, text), None if pair is None else text_of(fields, pair), -1)
 
     return build
 
 
 def _plain(fields: Fields) -> Text:
-    return Text(_text(fields, "text"))
+    return Text(text_of(fields, "text"))
 
 
 CHAT: tuple[Task, ...] = ("causal-lm",)
 TWO_TURNS: tuple[Task, ...] = ("causal-lm", "seq2seq")
 CLASSES: tuple[Task, ...] = ("classification", "cloze")
+TAGS: tuple[Task, ...] = ("token-classification",)
+SPANS: tuple[Task, ...] = ("question-answering",)
 PLAIN: tuple[Task, ...] = ("causal-lm", "masked-lm")
 WANTED: Mapping[Task, str] = {
     "causal-lm": "to learn text", "classification": "to classify", "masked-lm": "to learn text with hidden words",
     "seq2seq": "to turn one text into another", "cloze": "to classify by words",
+    "token-classification": "to tag words", "question-answering": "to find answers in a text",
 }  # fmt: skip
 """What each task does with rows, for messages."""
+FLAGS: Mapping[Task, str] = {
+    "classification": "text={},label={}", "masked-lm": "text={}", "token-classification": "tokens={},tags={}",
+    "question-answering": "context={},question={}", "cloze": "text={},label={}", "seq2seq": "source={},target={}",
+}  # fmt: skip
+"""What to type where the columns have other names; for all else a prompt and its completion."""
 LABELLED = '{"text": "...", "label": "..."}'
+PASSAGE = '{"context": "...", "question": "...", "answers": {"text": ["..."], "answer_start": [0]}}'
 
 SHAPES = (
     Shape("messages", CHAT, ("messages",), ("system", "tools"), _messages,
@@ -147,12 +133,16 @@ SHAPES = (
           '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'),
     Shape("instruction/output", TWO_TURNS, ("instruction", "output"), ("input", "history", "system"), _alpaca,
           '{"instruction": "...", "input": "...", "output": "..."}'),
+    Shape("tokens + tags", TAGS, ("tokens", "tags"), (), read_tagged,
+          '{"tokens": ["Ada", "sings"], "tags": ["B-PER", "O"]}'),
+    Shape("context + question + answers", SPANS, ("context", "question", "answers"), (), read_passage, PASSAGE),
     Shape("prompt/completion", TWO_TURNS, ("prompt", "completion"), ("system", "tools"),
           _asked_and_answered("prompt", "completion"), '{"prompt": "...", "completion": "..."}'),
     Shape("question/answer", TWO_TURNS, ("question", "answer"), ("system",),
           _asked_and_answered("question", "answer"), '{"question": "...", "answer": "..."}'),
     Shape("source/target", TWO_TURNS, ("source", "target"), (),
           _asked_and_answered("source", "target"), '{"source": "...", "target": "..."}'),
+    Shape("context + question + answer", SPANS, ("context", "question", "answer"), (), read_passage, PASSAGE),
     Shape("sentence1 + sentence2 + label", CLASSES, ("sentence1", "sentence2", "label"), (),
           _labelled("sentence1", "sentence2"), '{"sentence1": "...", "sentence2": "...", "label": "..."}'),
     Shape("text + label", CLASSES, ("text", "label"), (), _labelled("text"), LABELLED),
@@ -231,15 +221,10 @@ def _unrecognised(found: Collection[str], columns: Mapping[str, str], task: Task
     wanted = WANTED[task] if task else "to learn"
     some = list(found)
     first, second = some[0], some[1 if len(some) > 1 else 0]
-    labelled = f"text={first},label={second}"
-    flags = {
-        "classification": labelled, "cloze": labelled, "masked-lm": f"text={first}",
-        "seq2seq": f"source={first},target={second}",
-    }  # fmt: skip
-    flag = flags.get(task or "", f"prompt={first},completion={second}")
+    flag = (FLAGS.get(task) if task else None) or "prompt={},completion={}"
     given = f" with --columns {','.join(f'{a}={b}' for a, b in columns.items())}" if columns else ""
     shapes = "; ".join(" + ".join(shape.required) for shape in SHAPES if task is None or task in shape.tasks)
     return (
         f"{where}: no shape recognised {wanted}{given}. Columns found: {', '.join(some)}. "
-        f"Known shapes: {shapes}. Say which column is what, for example: --columns {flag}"
+        f"Known shapes: {shapes}. Say which column is what, for example: --columns {flag.format(first, second)}"
     )

@@ -129,19 +129,27 @@ def _read_object(source: object, origin: str) -> dict[str, list[Table]]:
 
 
 def _table(dataset: Any, name: str) -> Table:
-    """Rows of a Dataset, with the names of its classes in place of their numbers (-1, no label, becomes None)."""
-    classes = {
-        column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
-    }
+    """Rows of a Dataset, with names in place of the numbers of classes (-1, no label, becomes None) and of tags."""
+    names_of = {column: _names(feature) for column, feature in dataset.features.items()}
+    classes = {column: names for column, names in names_of.items() if names}
     records = []
     for number, row in enumerate(dataset, start=1):
         for column, names in classes.items():
             value = row[column]
-            row[column] = None if value is None or value < 0 else names[value]
+            if isinstance(value, list):
+                row[column] = [names[one] for one in value]
+            else:
+                row[column] = None if value is None or value < 0 else names[value]
         records.append(Record(row, number))
     if not records:
         raise BadData(f"{name} has no rows; give at least one")
     return Table(file=name, records=records)
+
+
+def _names(feature: Any) -> list[str] | None:
+    """The names of a column of classes, or of lists of them."""
+    inner = feature.feature if type(feature).__name__ in ("List", "LargeList", "Sequence") else feature
+    return list(inner.names) if type(inner).__name__ == "ClassLabel" else None
 
 
 def _read_hub(name: str) -> dict[str, list[Table]]:

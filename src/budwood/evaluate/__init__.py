@@ -16,6 +16,12 @@ from budwood.evaluate.loss import LossReport as LossReport
 from budwood.evaluate.loss import evaluate_loss as evaluate_loss
 from budwood.evaluate.mode import evaluating as evaluating
 from budwood.evaluate.sampling import Sampling as Sampling
+from budwood.evaluate.spans import answer_passages as answer_passages
+from budwood.evaluate.spans import locate as locate
+from budwood.evaluate.spans import span_logits as span_logits
+from budwood.evaluate.spans import span_losses as span_losses
+from budwood.evaluate.tagging import tag as tag
+from budwood.evaluate.tagging import tag_sentences as tag_sentences
 from budwood.evaluate.task import METRICS as METRICS
 from budwood.evaluate.task import EvaluationResult as EvaluationResult
 from budwood.evaluate.task import Options as Options

@@ -53,6 +53,14 @@ def token_accuracy(correct: Array, tokens: Array, *, seed: int = 0) -> Score:
     return Score(name="token_accuracy", value=value, low=low, high=high, n=n, unit="share of tokens")
 
 
+def of_sums(name: str, parts: Array, wholes: Array, *, unit: str, seed: int = 0) -> Score:
+    """Sum of parts over sum of wholes, bootstrap over rows; 0 in [0, 1] where no row holds anything.  [rows] each."""
+    if not np.any(np.asarray(wholes) > 0):
+        return Score(name=name, value=0.0, low=0.0, high=1.0, n=len(wholes), unit=unit)
+    value, low, high, n = _ratio(parts, wholes, seed)
+    return Score(name=name, value=value, low=low, high=high, n=n, unit=unit)
+
+
 def mean(name: str, values: Array, *, unit: str, seed: int = 0) -> Score:
     """Mean of one value per row; bootstrap over rows."""
     value, low, high, n = _ratio(values, np.ones(len(values)), seed)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from budwood.core import positions_taken
-from budwood.data import Batch, Corpus, Example, Row, Turn, collate, encode
+from budwood.data import IGNORE, Corpus, Example, Passage, Row, Tagged, Turn, encode
+from budwood.data.spans import LENGTH, has_unanswered
+from budwood.data.tags import OUTSIDE
 from budwood.errors import BadConfig, BadData, did_you_mean
+from budwood.evaluate.batches import batches
 from budwood.evaluate.classify import classify
 from budwood.evaluate.generate import Generation, complete, context_of, stop_tokens
 from budwood.evaluate.loss import evaluate_loss
 from budwood.evaluate.overlap import best, bleu, exact_match, exact_of, f1_of, rouge_l, rouge_l_of, token_f1
 from budwood.evaluate.sampling import Sampling
+from budwood.evaluate.spans import locate
+from budwood.evaluate.tagging import tag
 from budwood.records import Score
 
 if TYPE_CHECKING:
@@ -27,16 +32,25 @@ CLASSES = ("accuracy", "macro_f1", "mcc", "loss")
 OF_ANSWERS = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l, "bleu": bleu}
 OF_ANSWER = {"exact_match": exact_of, "token_f1": f1_of, "rouge_l": rouge_l_of}
 OF_HIDDEN = ("loss", "masked_perplexity", "token_accuracy")
+OF_TAGS = ("span_f1", "span_precision", "span_recall", "token_accuracy", "loss")
+OF_SPANS = ("exact_match", "token_f1", "loss")
 METRICS: Mapping[str, tuple[str, ...]] = {
     "causal-lm": (*LOSS, *OF_ANSWERS),
     "classification": CLASSES,
     "masked-lm": OF_HIDDEN,
     "seq2seq": (*LOSS, *OF_ANSWERS),
     "cloze": CLASSES,
+    "token-classification": (*OF_TAGS, "strict_span_f1"),
+    "question-answering": OF_SPANS,
 }
 """What can be asked for, by the task of a corpus."""
 
-DEFAULT: Mapping[str, tuple[str, ...]] = {**METRICS, "causal-lm": LOSS, "seq2seq": LOSS}
+DEFAULT: Mapping[str, tuple[str, ...]] = {
+    **METRICS,
+    "causal-lm": LOSS,
+    "seq2seq": LOSS,
+    "token-classification": OF_TAGS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +130,8 @@ class Task:
         be evaluated.
         """
         names = self.metrics()
-        if METRICS[self.corpus.task] == CLASSES:
-            parts = [_classes(self, model, tokenizer)]
+        if (whole := WHOLE.get(self.corpus.task)) is not None:
+            parts = [whole(self, model, tokenizer)]
         else:
             parts = [_losses(self, model, tokenizer)] if set(names) & {*LOSS, *OF_HIDDEN} else []
             parts += [_answers(self, model, tokenizer)] if set(names) & set(OF_ANSWERS) else []
@@ -156,16 +170,6 @@ def evaluate(
     return Task(corpus, split, options or Options())(model, tokenizer)
 
 
-def batches(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[Batch]:
-    """All examples, those of like length together, the longest first: what does not fit shows at once."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad is None:
-        raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")
-    ordered = sorted(examples, key=lambda example: -example.size)
-    for start in range(0, len(ordered), size):
-        yield collate(ordered[start : start + size], int(pad))
-
-
 def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Example], tuple[str, ...]]:
     """The examples of the split, and what was cut or left out of it."""
     options, context = task.options, context_of(model)
@@ -173,6 +177,8 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
     taken = positions_taken(model)
     if limit is None and context is not None and context - taken < tokenizer.model_max_length:
         limit = context - taken
+    if options.max_length is None and task.corpus.task == "question-answering":
+        limit = min(LENGTH, tokenizer.model_max_length if limit is None else limit)
     is_text = task.corpus.task == "causal-lm"
     encoded = encode(
         task.corpus,
@@ -234,6 +240,44 @@ def class_names(known: Mapping[int, str], corpus: Corpus) -> tuple[tuple[str, ..
     )
 
 
+def _tags(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+    names, places = class_names(model.config.id2label, task.corpus)
+    examples, notes = _encoded(task, model, tokenizer)
+    examples = [replace(one, labels=[x if x == IGNORE else places[x] for x in one.labels or ()]) for one in examples]
+    found = tag(model, batches(examples, tokenizer, task.options.batch))
+    rows, predictions = task.corpus.rows(task.split), []
+    columns = (found.rows, found.words, found.said, found.right, found.counts(), found.correct, found.losses)
+    for row, words, said, right, counts, correct, loss in zip(*columns, strict=True):
+        value = rows[row].value
+        assert isinstance(value, Tagged)
+        values = {
+            **dict(zip(("spans_right", "spans_said", "spans"), map(float, counts), strict=True)),
+            "tokens": float(len(words)), "tokens_right": float(correct), "loss_sum": float(loss),
+        }  # fmt: skip
+        full = [dict(zip(words, tags, strict=True)) for tags in (said, right)]
+        shown = [" ".join(tags.get(place, OUTSIDE) for place in range(len(value.words))) for tags in full]
+        predictions.append(task.prediction(row, shown[0], (shown[1],), values))
+    return EvaluationResult(scores=found.scores, predictions=tuple(predictions), notes=notes)
+
+
+def _spans(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+    examples, notes = _encoded(task, model, tokenizer)
+    found = locate(model, batches(examples, tokenizer, task.options.batch))
+    rows, may_say_nothing = task.corpus.rows(task.split), has_unanswered(task.corpus)
+    asked = {row: value for row in sorted(found.found) if isinstance(value := rows[row].value, Passage)}
+    texts = [
+        "" if may_say_nothing and found.found[row].is_nothing else found.found[row].text(value)
+        for row, value in asked.items()
+    ]
+    references = [list(dict.fromkeys(one.text for one in value.answers)) or [""] for value in asked.values()]
+    predictions = tuple(
+        task.prediction(row, text, right, {name: best(OF_ANSWER[name], text, right) for name in OF_SPANS[:2]})
+        for row, text, right in zip(asked, texts, references, strict=True)
+    )
+    scores = (exact_match(texts, references), token_f1(texts, references), found.loss)
+    return EvaluationResult(scores=scores, predictions=predictions, notes=notes)
+
+
 def _losses(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
     examples, notes = _encoded(task, model, tokenizer)
     report = evaluate_loss(model, batches(examples, tokenizer, task.options.batch))
@@ -278,6 +322,15 @@ def _answers(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Eval
     )
     notes = [f"the first {len(asked)} of {len(questions)} prompts were answered"] if len(asked) < len(questions) else []
     return EvaluationResult(scores=tuple(scores), predictions=predictions, notes=tuple(notes))
+
+
+WHOLE: Mapping[str, Callable[[Task, Any, Any], EvaluationResult]] = {
+    "classification": _classes,
+    "cloze": _classes,
+    "token-classification": _tags,
+    "question-answering": _spans,
+}
+"""The tasks whose metrics all come from the same forwards."""
 
 
 def _questions(rows: Sequence[Row]) -> dict[tuple[Turn, ...], list[int]]:

@@ -70,6 +70,13 @@ def labels_of(path: Path) -> tuple[str, ...] | None:
     return tuple(by_number[number] for number in order)
 
 
+def task_of_head(path: Path) -> str | None:
+    """What the head in a folder is for, where it does more than tell classes apart."""
+    fields = read_json(path, CONFIG).get("config") if (path / CONFIG).is_file() else None
+    tasks = {"tagging": "token-classification", "question_answering": "question-answering"}
+    return tasks.get(str(fields.get("head_type"))) if isinstance(fields, Mapping) else None
+
+
 def _flex(
     fields: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, anatomy: Anatomy
 ) -> dict[str, Tensor]:

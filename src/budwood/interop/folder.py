@@ -74,7 +74,7 @@ def save(
         "base": peft.base_name(model),
         "fingerprint": _fingerprint(model, adapter, registry.anatomy),
         "trained": None if adapter.unfrozen else _trained_paths(model, adapter),
-        "labels": _labels(model, adapter, registry.anatomy),
+        "labels": None if task == "question-answering" else _labels(model, adapter, registry.anatomy),
         "on": list(on),
         "task": task,
         "cloze": None if cloze is None else dict(cloze),
@@ -165,7 +165,7 @@ def describe(folder: Path | str) -> Description:
     labels = list(cloze["verbalizer"]) if cloze else own.get("labels")
     base = str(own.get("base") or config.get("base_model_name_or_path") or "")
     kind = str(config.get("peft_type", "unknown"))
-    on, task = tuple(own.get("on") or ()), own.get("task")
+    on, task = tuple(own.get("on") or ()), own.get("task") or peft.TASK_OF.get(str(config.get("task_type")))
     return Description(base, method, tuple(labels) if labels else None, kind, on, task, cloze)
 
 

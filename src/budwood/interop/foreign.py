@@ -11,12 +11,19 @@ from budwood.anatomy import Anatomy
 from budwood.core.store import CONFIG, TENSORS, read_json, read_tensors
 from budwood.errors import BadCheckpoint, BadConfig, NoSuchAdapter
 from budwood.interop import adapterhub, llm_adapters
-from budwood.interop.adapterhub_heads import labels_of, read_head
+from budwood.interop.adapterhub_heads import labels_of, read_head, task_of_head
 from budwood.interop.reading import Read
 
 FUSION = "adapter_fusion_config.json"
 SETUP = "adapter_setup.json"
 INTERFACE = "adapter_interface.json"
+
+TASKS = {
+    "ForMaskedLM": "masked-lm",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+"""What a model is used for, by the end of its class' name, where its head does not show it."""
 
 _FILES = (
     (llm_adapters.knows, (TENSORS, "adapter_model.bin")),
@@ -48,7 +55,7 @@ def describe_foreign(path: Path) -> Said | None:
     if not adapterhub.knows(config):
         return None
     classes, made_by = labels_of(path), str(config.get("model_class", ""))
-    task = "masked-lm" if made_by.endswith("ForMaskedLM") else None
+    task = next((task for ending, task in TASKS.items() if made_by.endswith(ending)), None) or task_of_head(path)
     kind = "ADAPTERHUB_FUSION" if name == FUSION else "ADAPTERHUB"
     return Said(str(config.get("model_name") or ""), classes, kind, task)
 

@@ -35,6 +35,8 @@ _TASKS = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
+TASK_OF = {"TOKEN_CLS": "token-classification", "QUESTION_ANS": "question-answering"}
+"""Our name for what an adapter is used for, where PEFT's says more than that it has classes."""
 _HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _CHANGES_FORWARD = (
     "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora",

@@ -24,6 +24,8 @@ PIPELINES: Mapping[Task, str] = {
     "masked-lm": "fill-mask",
     "seq2seq": "text2text-generation",
     "cloze": "text-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
 }
 """What the hub calls each task."""
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from budwood.core import using
-from budwood.data import Batch, Conversation, Example, Labelled, Row, collate, encode
-from budwood.evaluate import classify, evaluate, evaluate_loss, fill, gaps, hidden, shown
+from budwood.data import Batch, Conversation, Example, Labelled, Passage, Row, Tagged, Task, collate, encode, marked
+from budwood.data.spans import has_unanswered
+from budwood.evaluate import (
+    answer_passages,
+    classify,
+    evaluate,
+    evaluate_loss,
+    fill,
+    gaps,
+    hidden,
+    locate,
+    shown,
+    tag,
+    tag_sentences,
+)
 from budwood.evaluate.generate import complete, context_of
-from budwood.evaluate.task import CLASSES, METRICS, EvaluationResult, Options, class_names
+from budwood.evaluate.task import EvaluationResult, Options, class_names
 from budwood.records import Score
 from budwood.train.job import Job
 from budwood.train.material import Material, spread
@@ -35,14 +49,10 @@ class Judge:
     prepared: Prepared
 
     def scores(self) -> list[Score]:
-        """The short validation: loss and perplexity, or accuracy and loss, on at most `eval_rows` rows."""
+        """The short validation: loss, and what else the task is followed by, on at most `eval_rows` rows."""
         rows = self.batches(self.material.valid, self.job.config.batch)
         with self.prepared.arithmetic():
-            if METRICS[self.material.corpus.task] == CLASSES:
-                found = {score.name: score for score in classify(self.prepared.model, rows).scores}
-                return [found["accuracy"], found["loss"]]
-            report = evaluate_loss(self.prepared.model, rows)
-            return [report.loss, report.perplexity]
+            return QUICK[self.material.corpus.task](self.prepared.model, rows)
 
     def examine(self) -> EvaluationResult | None:
         """The full scores on at most `test_rows` rows; None where no row is held out."""
@@ -61,6 +71,10 @@ class Judge:
             return []
         if isinstance(rows[0].value, Labelled):
             return self._classes(rows)
+        if isinstance(rows[0].value, Tagged):
+            return self._tags([row.value.words for row in rows if isinstance(row.value, Tagged)])
+        if isinstance(rows[0].value, Passage):
+            return self._pieces([row.value for row in rows if isinstance(row.value, Passage)])
         if self.is_masked:
             with self.prepared.arithmetic():
                 return fill(self.prepared.model, self.material.tokenizer, [self._gap(row) for row in rows])
@@ -121,6 +135,21 @@ class Judge:
     def _gap(self, row: Row) -> Example:
         return gaps([row.prompt], self.material.tokenizer, max_length=self.material.max_length)[0]
 
+    def _tags(self, sentences: Sequence[Sequence[str]]) -> list[str]:
+        with self.prepared.arithmetic():
+            tags = tag_sentences(
+                self.prepared.model, self.material.tokenizer, sentences, max_length=self.material.max_length
+            )
+        return [marked(words, said) for words, said in zip(sentences, tags, strict=True)]
+
+    def _pieces(self, passages: Sequence[Passage]) -> list[str]:
+        with self.prepared.arithmetic():
+            found = answer_passages(
+                self.prepared.model, self.material.tokenizer, passages, max_length=self.material.max_length
+            )
+        may_say_nothing = has_unanswered(self.material.corpus)
+        return ["" if is_nothing and may_say_nothing else text for text, is_nothing in found]
+
     def _classes(self, rows: Sequence[Row]) -> list[str]:
         few = self.material.corpus.replace_splits({"test": tuple(rows)})
         examples = encode(few, "test", self.material.tokenizer, max_length=self.material.max_length).examples
@@ -134,4 +163,40 @@ def reference(row: Row, labels: Sequence[str] | None) -> str:
     """What would have been right."""
     if isinstance(row.value, Labelled):
         return str(row.value.label if labels is None else labels[row.value.label])
+    if isinstance(row.value, Tagged):
+        return marked(row.value.words, [(labels or ())[number] for number in row.value.tags])
+    if isinstance(row.value, Passage):
+        return row.answer
     return row.answer if isinstance(row.value, Conversation) else row.prompt[OPENING:]
+
+
+def _of_losses(model: Any, batches: Iterator[Batch]) -> list[Score]:
+    report = evaluate_loss(model, batches)
+    return [report.loss, report.perplexity]
+
+
+def _of_classes(model: Any, batches: Iterator[Batch]) -> list[Score]:
+    found = {score.name: score for score in classify(model, batches).scores}
+    return [found["accuracy"], found["loss"]]
+
+
+def _of_tags(model: Any, batches: Iterator[Batch]) -> list[Score]:
+    found = {score.name: score for score in tag(model, batches).scores}
+    return [found["span_f1"], found["loss"]]
+
+
+def _of_spans(model: Any, batches: Iterator[Batch]) -> list[Score]:
+    found = locate(model, batches)
+    return [found.accuracy, found.loss]
+
+
+QUICK: Mapping[Task, Callable[[Any, Iterator[Batch]], list[Score]]] = {
+    "causal-lm": _of_losses,
+    "classification": _of_classes,
+    "masked-lm": _of_losses,
+    "seq2seq": _of_losses,
+    "cloze": _of_classes,
+    "token-classification": _of_tags,
+    "question-answering": _of_spans,
+}
+"""What is looked at while training."""

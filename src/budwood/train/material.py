@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    PreTrainedModel,
+)
 
 from budwood.assets import (
     ModelRef,
@@ -23,7 +28,17 @@ from budwood.assets import (
     stored_labels,
 )
 from budwood.core import base_state_dict
-from budwood.data import Corpus, Encoded, Example, encode, for_encoder_decoder, read, with_cloze, with_validation
+from budwood.data import (
+    Corpus,
+    Encoded,
+    Example,
+    encode,
+    for_encoder_decoder,
+    read,
+    with_cloze,
+    with_validation,
+)
+from budwood.data.spans import LENGTH
 from budwood.errors import BadConfig
 from budwood.evaluate.generate import context_of
 from budwood.train.job import Job
@@ -59,11 +74,10 @@ class Source:
         with same_randomness():
             seed_everything(seed)
             if self.ref is not None:
-                labels = self.labels if self.task == "classification" else None
                 return load_model(
                     self.ref,
                     task=self.task,  # type: ignore[arg-type]
-                    labels=labels,
+                    labels=self.labels,
                     dtype=dtype,
                     trust_remote_code=self.trust_remote_code,
                 )
@@ -94,7 +108,7 @@ class Material:
         """What a resumed run must find unchanged."""
         digest = hashlib.sha256()
         for example in self.train.examples:
-            digest.update(repr((example.ids, example.labels, example.label)).encode())
+            digest.update(repr((example.ids, example.labels, example.label, example.span)).encode())
             if example.target is not None or example.blank is not None:
                 digest.update(repr((example.target, example.blank)).encode())
         return {"data": self.corpus.hash()[:16], "encoded rows": digest.hexdigest()[:16]}
@@ -121,8 +135,7 @@ def gather(job: Job) -> Material:
     corpus = _corpus(job, ref, given)
     if given is not None:
         _check_kind(given, corpus.task)
-    labels = corpus.labels if corpus.task == "classification" else None
-    limit = _max_length(job, tokenizer, given, ref)
+    limit = _max_length(job, corpus.task, tokenizer, given, ref)
     stops = _stops(given)
     settings: dict[str, Any] = {"template": job.template, "max_length": limit, "stop_ids": stops}
     train = encode(corpus, "train", tokenizer, **settings)
@@ -137,7 +150,7 @@ def gather(job: Job) -> Material:
         valid=tuple(valid),
         held_split=next((split for split in ("test", "validation") if split in corpus.splits), None),
         max_length=limit,
-        source=Source(ref, given, corpus.task, labels, job.trust_remote_code),
+        source=Source(ref, given, corpus.task, corpus.labels, job.trust_remote_code),
         pad_id=_pad_id(tokenizer),
     )
 
@@ -171,7 +184,7 @@ def _corpus(job: Job, ref: ModelRef | None, given: PreTrainedModel | None) -> Co
         corpus = for_encoder_decoder(corpus)
     if job.cloze is not None:
         corpus = with_cloze(corpus, job.cloze.for_model(is_masked=kind == "encoder"))
-    if corpus.task == "classification":
+    if corpus.task in ("classification", "token-classification"):
         stored = stored_labels(ref, trust_remote_code=job.trust_remote_code) if ref is not None else _labels_of(given)
         if stored is not None and corpus.labels != stored and set(corpus.labels or ()) <= set(stored):
             corpus = read(source, columns=job.columns, task=job.task, labels=stored)
@@ -217,14 +230,34 @@ def _check_kind(model: PreTrainedModel, task: str) -> None:
             f"model is a {name}, which names no words; load it with transformers.AutoModelForMaskedLM or "
             "AutoModelForCausalLM"
         )
+    _check_form(model, task)
+
+
+FORMS: Mapping[str, tuple[Mapping[Any, Any], str, str]] = {
+    "token-classification": (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, "tag words", "TokenClassification"),
+    "question-answering": (MODEL_FOR_QUESTION_ANSWERING_MAPPING, "find answers", "QuestionAnswering"),
+}
+"""The classes that can do a task, what that is, and the end of the name that loads them."""
+
+
+def _check_form(model: PreTrainedModel, task: str) -> None:
+    """Raises BadConfig for a loaded model of another form than its task needs."""
+    if task not in FORMS:
+        return
+    classes, what, form = FORMS[task]
+    kind = type(model.config)
+    if kind not in classes or type(model) is not classes[kind]:
+        raise BadConfig(
+            f"model is a {type(model).__name__}, which cannot {what}; load it with transformers.AutoModelFor{form}"
+        )
 
 
 def _max_length(
-    job: Job, tokenizer: PreTrainedTokenizerBase, given: PreTrainedModel | None, ref: ModelRef | None
+    job: Job, task: str, tokenizer: PreTrainedTokenizerBase, given: PreTrainedModel | None, ref: ModelRef | None
 ) -> int:
     if job.config.max_length is not None:
         return job.config.max_length
-    limits = [LONGEST, tokenizer.model_max_length]
+    limits = [LENGTH if task == "question-answering" else LONGEST, tokenizer.model_max_length]
     taken = job.method.positions_taken
     if given is not None:
         context = context_of(given)

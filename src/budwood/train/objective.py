@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.data import IGNORE, Batch
 from budwood.errors import BadData
+from budwood.evaluate import span_logits, span_losses
 from budwood.evaluate.inputs import class_logits, logits_at
 
 
@@ -70,17 +71,42 @@ class Seq2Seq:
 class MaskedLM:
     """Cross-entropy of each hidden token given all others."""
 
+    needs: ClassVar[str] = "a masked language model needs rows with hidden tokens; read the data with task masked-lm"
+
     def targets(self, batch: Batch) -> int:
         """Hidden tokens."""
         return batch.num_targets
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        """logits: [B, T, V], labels: [B, T]; float32 only where a token is hidden."""
-        if batch.labels is None or batch.shift:
-            raise BadData("a masked language model needs rows with hidden tokens; read the data with task masked-lm")
-        hidden = batch.labels != IGNORE  # [B, T]
-        picked = model(**batch.inputs()).logits[hidden].float()  # [targets, V]
-        return Loss(F.cross_entropy(picked, batch.labels[hidden], reduction="sum"), int(hidden.sum()))
+        """logits: [B, T, V], labels: [B, T]; float32 only where something is learned."""
+        if batch.labels is None or batch.labels.ndim != 2 or batch.shift:
+            raise BadData(self.needs)
+        learned = batch.labels != IGNORE  # [B, T]
+        logits = model(**batch.inputs()).logits[:, -batch.labels.shape[1] :]  # [B, T, V], without a prompt in front
+        picked = logits[learned].float()  # [targets, V]
+        return Loss(F.cross_entropy(picked, batch.labels[learned], reduction="sum"), int(learned.sum()))
+
+
+@dataclass(frozen=True)
+class Tag(MaskedLM):
+    """Cross-entropy of the tag of each word, at its first token."""
+
+    needs: ClassVar[str] = "a tagger needs a tag for each word; read the data with task token-classification"
+
+
+@dataclass(frozen=True)
+class FindSpan:
+    """Mean of two cross-entropies over the tokens of a window: of where the answer begins, and of where it ends."""
+
+    def targets(self, batch: Batch) -> int:
+        """Windows."""
+        return batch.num_targets
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        """spans: [B, 2]."""
+        if batch.spans is None:
+            raise BadData("finding answers needs their places; read the data with task question-answering")
+        return Loss(span_losses(span_logits(model, batch), batch).sum(), len(batch))
 
 
 @dataclass(frozen=True)
@@ -110,6 +136,8 @@ OBJECTIVES: Mapping[str, Callable[[], Objective]] = {
     "masked-lm": MaskedLM,
     "seq2seq": Seq2Seq,
     "cloze": Classify,
+    "token-classification": Tag,
+    "question-answering": FindSpan,
 }
 """The objective of each task."""
 

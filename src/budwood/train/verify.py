@@ -14,7 +14,7 @@ from budwood.core import adapters, merge
 from budwood.core.registry import registry_of
 from budwood.data import IGNORE, Batch
 from budwood.errors import VerificationFailed
-from budwood.evaluate import evaluating
+from budwood.evaluate import evaluating, span_logits
 from budwood.evaluate.inputs import class_logits, logits_at
 from budwood.interop import load
 from budwood.train.precision import arithmetic
@@ -160,12 +160,16 @@ def verify_merge(
 
 
 def sample_logits(model: Any, batches: Sequence[Batch], compute: torch.dtype) -> list[Tensor]:
-    """For each row, float32 logits on the CPU where it is learned: [positions, vocabulary], or [1, classes]."""
+    """For each row, float32 logits on the CPU where it is learned: [positions, vocabulary], [1, classes] or [2, T]."""
     found: list[Tensor] = []
     device = next(model.parameters()).device
     with evaluating(model), arithmetic(device, compute):
         for batch in batches:
             here = batch.to(device)
+            if here.spans is not None:
+                logits = span_logits(model, here)  # [B, 2, T]
+                found += [row[:, :length].cpu() for row, length in zip(logits, here.lengths, strict=True)]
+                continue
             if here.labels is None or here.labels.ndim == 1:
                 found += [row[None].float().cpu() for row in class_logits(model, here)]
                 continue

@@ -17,7 +17,7 @@ READING = "--columns --offline"
 SHOWN: dict[str, str] = {
     "demo": f"--budget --out --offline --force {TALK}",
     "eval": f"--model --split --metric --answers --out --force {MACHINE} {TALK}",
-    "try": f"--prompt --rows --model --max-new-tokens --temperature {MACHINE} {TALK}",
+    "try": f"--prompt --rows --file --model --max-new-tokens --temperature {MACHINE} {TALK}",
     "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
     "compose": f"--out --how --weights --rank --density --sign --head --model --seed --device --offline --force {TALK}",
     "export": f"--to --out --model --force {MACHINE} {TALK}",
