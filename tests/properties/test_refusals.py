@@ -31,10 +31,10 @@ NO_SUBLAYER = {"mamba", "rwkv"}
 """A mixer alone; a feed-forward that a gate scales before the sum."""
 NO_INVERSE = {"electra", "albert"}
 """An output embedding narrower than the blocks; a first block that runs once for every layer."""
-OWN_ATTENTION = {"gptj", "gpt_neo", "codegen", "falcon", "mpt", "bloom", "deberta-v2"}
-"""Whose attention does not go through transformers' attention functions."""
-NO_POSITION_IDS = {"bart", "mbart"}
-"""Whose positions are counted inside, so that a text cannot start later."""
+OWN_ATTENTION = {"deberta-v2"}
+"""Whose attention goes neither through transformers' attention functions nor through a cache."""
+NO_GATE = {"gptj", "gpt_neo", "codegen", "falcon", "mpt", "bloom"}
+"""Whose attention computes by itself, through its cache: a prefix goes there, a gate for each query does not."""
 NO_CACHE = {"mamba", "rwkv"}
 """Whose state does not say where a text begins."""
 IN_FRONT = {"parallel-before", "parallel-heads", "parallel-queries"}
@@ -53,14 +53,14 @@ def expected(family: str) -> set[str]:
     refused |= IN_FRONT if family == "deepseek_v2" else set()
     refused |= IN_ATTENTION if family in OWN_ATTENTION | NO_CACHE else set()
     refused |= set(BESIDE) if family in NO_CACHE else set()
-    refused |= {"prefix-rows"} if family in NO_POSITION_IDS else set()
+    refused |= {"unipelt"} if family in NO_GATE else set()
     refused |= {"linear-adapter", "linear-adapter-p"} if family in NO_MLP_LINEAR | {"mamba"} else set()
     return refused | ({"ia3"} if family in NO_MLP_LINEAR else set())
 
 
 SAY = (
     *("roles in this model", "sub-layers in this model", "use part=norms", "leave it out"),
-    *("use prompt-tuning or p-tuning", "use lora or an adapter", "use positions=kept"),
+    *("use prompt-tuning or p-tuning", "use lora or an adapter", "leave gate out"),
     *("leave invertible=true out", "use attention=after", "adapt its linears"),
 )
 """What a refusal says of the way on."""
