@@ -37,6 +37,7 @@ def slow(*case: str) -> object:
         slow("llama", "prefix-tuning"), slow("bert", "p-tuning-v2"), slow("gpt2", "prefix-rows"),
         slow("t5", "prefix-tuning"),
         slow("llama", "prompt-tuning"), slow("bert", "p-tuning-mlp"), slow("bert", "prompt-front"),
+        slow("bert", "unipelt"), slow("llama", "unipelt"), slow("llama", "mam"),
         slow("gpt2", "lora-qv"), slow("gpt2", "bitfit"), slow("bert", "lora"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import budwood.core as core
 from adapted import VARIANTS, adapted, perturb
 from families import PAD
 
-IN_TEXT = ("prefix-tuning", "prefix-rows", "prompt-tuning", "p-tuning")
+IN_TEXT = ("prefix-tuning", "prefix-rows", "prompt-tuning", "p-tuning", "unipelt")
 DECODERS = ("llama", "gpt2", "gpt_neox", "qwen3_moe", "t5", "mbart")
 
 

@@ -184,7 +184,8 @@ def _attend(
         mask = query.new_zeros(1, 1, 1, key.shape[2])
     mask = None if mask is None else mask[..., : key.shape[2]]
     bias = None if bias is None else bias[..., : key.shape[2]]
-    wide, weighed = value.shape[3], list[Tensor]()
+    wide = value.shape[3]
+    weighed: list[Tensor] = []
     for part, delta in reversed(met):
         keys, values = delta.rows(batch)
         delta.note_met()
