@@ -131,7 +131,7 @@ WRITABLE: dict[str, Method] = {
     "h": AdapterH(size=5, targets=("attn", "mlp"), learn_scale="channel", ln_after=True),
     "h-cross": AdapterH(size=5, targets=("attn", "mlp", "cross")),
     "p": AdapterP(reduction=8, leave_out=(0,)),
-    "p-sizes": AdapterP(size=4, sizes={"mlp": 7}, ln_before=True, gate=True),
+    "p-sizes": AdapterP(size=4, sizes={"mlp": 7}, ln_before=True, gate=True, gate_over="all"),
     "p-alone": AdapterP(size=4, adds_residual=False, residual="input"),
     "par": Parallel(size=6, targets=("attn", "mlp"), learn_scale="scalar"),
     "compacter": Compacter(size=4, n=2, targets=("attn", "mlp")),

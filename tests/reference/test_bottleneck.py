@@ -149,7 +149,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scale": {"scale": 2.5},
     "scalar": {"learn_scale": "scalar"},
     "channel": {"learn_scale": "channel", "scale": 4.0},
-    "gate": {"gate": True, "ln_before": True},
+    "gate": {"gate": True, "gate_over": "all", "ln_before": True},
     "bias": {"bias": False},
     "sizes": {"sizes": {"attn": 3, "mlp": 7}},
     "leave_out": {"leave_out": (1,)},

@@ -97,6 +97,10 @@ def _write_head(model: nn.Module, adapter: Adapter, about: dict[str, Any], writt
 # ------------------------------------------------------------------------------------------------------ bottlenecks
 def _fields(method: Bottleneck, adapter: Adapter, names: Names) -> dict[str, Any]:
     """The configuration. Raises BadConfig for options or sites that it cannot say."""
+    if method.gate and method.gate_over != "all":
+        raise BadConfig(
+            "AdapterHub's gates are means over padding, too; train with gate_over=all, or use it with Budwood"
+        )
     if isinstance(method, Parallel) and method.attention != "after":
         raise BadConfig(f"AdapterHub's parallel adapters have no attention={method.attention}; use it with Budwood")
     sublayers = [site.sublayer for site in adapter.sites if site.kind == "sublayer" and site.sublayer is not None]
@@ -253,8 +257,8 @@ def _joined(path: str) -> str:
 def _lora(model: nn.Module, adapter: Adapter, names: Names) -> tuple[dict[str, Any], dict[str, Tensor]]:
     method = adapter.method
     assert isinstance(method, LoRA)
-    if method.dora or method.bias:
-        raise BadConfig("AdapterHub's LoRA has no bias of B, and its DoRA is another; export it --to peft")
+    if method.dora or method.bias or method.gate:
+        raise BadConfig("AdapterHub's LoRA has no bias of B, and its DoRA and gates are others; export it --to peft")
     tensors: dict[str, Tensor] = {}
     scales: set[tuple[int, float]] = set()
     roles: set[str] = set()

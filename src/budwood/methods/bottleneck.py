@@ -78,7 +78,7 @@ class Bottleneck(Method):
     """Train b_d and b_u."""
     gate: bool = False
     """Multiply the output by a trained gate, one number in (0, 1) a row of the batch."""
-    gate_over: GateOver = "all"
+    gate_over: GateOver = "text"
     """What the gate is a mean over: the text (in decoders: each token by itself), or padding, too (AdapterHub)."""
     ln_before: bool = False
     """A LayerNorm of its own on what the bottleneck reads."""
