@@ -41,6 +41,8 @@ from budwood.methods.words import FromWords
 class Prefix(FromWords):
     """Trained keys and values in front of those of the text, in every layer."""
 
+    rates_why = "plain rows want a rate that a network diverges at, and both depend on the scale of the model's keys"
+
     targets: tuple[str, ...] = ("attn", "cross?")
     """Which attention: attn, cross, or names of modules; a ? at the end means: where there is one."""
     stacks: tuple[str, ...] = ()
@@ -70,6 +72,16 @@ class Prefix(FromWords):
             raise BadConfig(f"{self.name}.width is {self.width}; it must be at least 1, or none for plain rows")
         if not 0 <= self.dropout < 1:
             raise BadConfig(f"{self.name}.dropout is {self.dropout}; it must be in [0, 1)")
+
+    @property
+    def rate(self) -> float:
+        """A network's weights learn at a thirtieth of the rate of plain rows."""
+        return 1e-3 if self.width else 3e-2
+
+    @property
+    def rates_to_try(self) -> tuple[float, ...]:
+        """Around `rate`."""
+        return (3e-4, 1e-3, 2e-3) if self.width else (1e-2, 3e-2, 1e-1)
 
     @property
     def positions_taken(self) -> int:
@@ -109,6 +121,7 @@ class PrefixTuning(Prefix):
     paper = "Li & Liang 2021, arXiv:2101.00190"
     formula = "softmax(q [P_K; k]^T) [P_V; v], P = W_2 tanh(W_1 E)"
     learning_rate = 1e-3
+    rates = (3e-4, 1e-3, 2e-3)
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "prefix_length": "length", "preseqlen": "length",
         "encoder_hidden_size": "width", "bottleneck_size": "width", "mid_dim": "width", "modules_to_save": "trained",
@@ -125,7 +138,8 @@ class PTuningV2(Prefix):
     name = "p-tuning-v2"
     paper = "Liu et al. 2022, arXiv:2110.07602"
     formula = "softmax(q [P_K; k]^T) [P_V; v]"
-    learning_rate = 1e-2
+    learning_rate = 3e-2
+    rates = (1e-2, 3e-2, 1e-1)
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "pre_seq_len": "length", "prefix_hidden_size": "width",
         "modules_to_save": "trained",

@@ -30,7 +30,11 @@ class PTuning(InText):
     name = "p-tuning"
     paper = "Liu et al. 2021, arXiv:2103.10385"
     formula = "E(x) with P = MLP(BiLSTM(E)) at the pseudo tokens"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
+    rates = (1e-3, 3e-3, 1e-2)
+    rates_why = (
+        "a prompt's rate goes with the scale of the model's embeddings, and its network diverges soon above it"
+    )
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "encoder_reparameterization_type": "encoder", "encoder_hidden_size": "width",
         "encoder_num_layers": "depth", "encoder_dropout": "dropout", "modules_to_save": "trained",
@@ -59,6 +63,16 @@ class PTuning(InText):
     def deployed(self) -> Self:
         """Plain rows."""
         return replace(self, encoder=None)
+
+    @property
+    def rate(self) -> float:
+        """Plain rows learn at ten times the network's rate."""
+        return self.learning_rate if self.encoder else 10 * self.learning_rate
+
+    @property
+    def rates_to_try(self) -> tuple[float, ...]:
+        """As `rate`."""
+        return self.rates if self.encoder else tuple(10 * rate for rate in self.rates)
 
     def build(self, site: Site, base: nn.Module) -> Delta:
         """The pseudo tokens."""
