@@ -247,6 +247,19 @@ def test_rows_of_a_batch_have_their_own_prefix(case: str, bias: str) -> None:
             torch.testing.assert_close(routed[row], each[plans[which]][row], atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("bias", ["looked-up", "adapterhub"])
+def test_rows_count_no_other_prefix_in_a_batch(bias: str) -> None:
+    """T5 looks the distance to rows up: to those of the prefix at hand, whatever stands beside them in other rows."""
+    model, batch = FAMILIES["t5"].build(), FAMILIES["t5"].batch()
+    for name, length in (("a", P), ("b", 5)):
+        core.attach(model, replace(PLAIN, length=length, bias=bias, stacks=("encoder",)), name=name)
+    with core.using(model, Route(("a", "b"), torch.tensor([0, 1]))):
+        routed = logits(model, **batch)
+    for row, name in enumerate("ab"):
+        with core.using(model, name):
+            torch.testing.assert_close(routed[row], logits(model, **batch)[row], atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_prefixes_are_one_of_both(case: str) -> None:
     """And one that is skipped in a layer is not there."""

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 
 from budwood.anatomy import Anatomy, AttentionCall, Site, probe
 from budwood.core.cache_shim import CacheCall, cache_calls, close_cache, hearing, open_cache
+from budwood.core.plan import Part
 from budwood.core.rows import FrontDelta, acting, has_rows, with_columns
 from budwood.errors import NoSuchSite, WrongOrder
 
@@ -184,7 +185,7 @@ def _attend(
         mask = query.new_zeros(1, 1, 1, key.shape[2])
     mask = None if mask is None else mask[..., : key.shape[2]]
     bias = None if bias is None else bias[..., : key.shape[2]]
-    wide = value.shape[3]
+    own, wide = bias, value.shape[3]
     weighed: list[Tensor] = []
     for part, delta in reversed(met):
         keys, values = delta.rows(batch)
@@ -194,13 +195,27 @@ def _attend(
             kwargs["scaling"] = keys.shape[3] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
             weighed.append(weights[1])
         mask = None if mask is None else with_columns(mask, part, keys.shape[2])
-        bias = None if bias is None else delta.bias(bias, query.shape[2], keys.shape[2])
+        bias = None if bias is None or own is None else _with_bias(bias, own, part, delta, keys.shape[2])
         query, key, value = _joined(query, key, value, keys, values, weights)
     if bias is not None:
         kwargs["position_bias"] = bias
     out, probabilities = kernel(module, query, key, value, mask, *args, **kwargs)
-    own, *others = out.split(wide, dim=-1)
-    return sum((w.to(o.dtype).transpose(1, 2) * o for w, o in zip(weighed, others, strict=True)), own), probabilities
+    seen, *others = out.split(wide, dim=-1)
+    return sum((w.to(o.dtype).transpose(1, 2) * o for w, o in zip(weighed, others, strict=True)), seen), probabilities
+
+
+def _with_bias(bias: Tensor, own: Tensor, part: Part, delta: FrontDelta, length: int) -> Tensor:
+    """The position bias with columns for rows: [*, heads, Q, K'] -> [*, heads, Q, P + K'].
+
+    own: [*, heads, Q, K], the text's alone, before other rows: where theirs stand is nothing to these
+    """
+    whole = delta.bias(own, own.shape[-2], length)
+    moved = whole[..., length:] - own
+    if part.rows is not None:
+        moved = moved * part.rows.to(moved)[:, None, None, None]
+    front, text = bias.split([bias.shape[-1] - own.shape[-1], own.shape[-1]], dim=-1)
+    text = text + moved
+    return torch.cat([*(b.expand(*text.shape[:-1], -1) for b in (whole[..., :length], front)), text], dim=-1)
 
 
 def _joined(
