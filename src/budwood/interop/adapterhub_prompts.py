@@ -48,11 +48,11 @@ def read_prefix(
             f"the configuration puts prefixes in this model at {', '.join(places)}, and the file holds "
             f"{', '.join(pools) or 'none'}: one is wrong, or it is for another kind of model"
         )
-    paths = [path for found in places.values() for path in found]
+    paths = {path for found in places.values() for path in found}
     everywhere = [site.path for site in names.anatomy.sites if site.role in ("attn", "cross")]
     method = PrefixTuning(
         length=fields["prefix_length"], width=None, init="random", dropout=fields["dropout"], trained=(),
-        targets=("attn", "cross?") if paths == everywhere else tuple(paths),
+        targets=("attn", "cross?") if len(paths) == len(everywhere) else tuple(p for p in everywhere if p in paths),
         bias="adapterhub" if has_position_bias(model) else "zero",
         gate=("shared" if fields["shared_gating"] else "separate") if fields["use_gating"] else None,
         gate_over="all" if fields["use_gating"] else "text",
