@@ -224,7 +224,7 @@ def refused(place: Path, match: str, family: str = "bert-classify", kind: type[B
         ({"hidden_size": 64}, "wrong base: .*width of 64"),
         ({"model_type": "roberta"}, "type roberta"),
         ({"config": "some_bn"}, "not known here"),
-        ({"architecture": "prefix_tuning"}, "prefix_tuning"),
+        ({"architecture": "reft"}, "reft"),
         ({"phm_layer": True, "is_parallel": True}, "parallel Compacter"),
         ({"reduction_factor": "x"}, "malformed"),
         ({"sparsity": 0.5}, "sparsity=0.5, which is not known here"),

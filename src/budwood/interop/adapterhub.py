@@ -1,7 +1,7 @@
-"""AdapterHub's adapter folders, read: bottlenecks with invertible adapters, LoRA, (IA)^3, AdapterFusion.
+"""AdapterHub's adapter folders, read: bottlenecks, LoRA, (IA)^3, prompts and prefixes, unions, AdapterFusion.
 
 Only this file and its neighbours `adapterhub_*` know the fields and tensors of the `adapters` library. What it computes
-otherwise than its papers (gated or DoRA'd LoRA, VeRA, GLOW) is refused by name. Its own Llama calls `down_proj`
+otherwise than its papers (DoRA'd LoRA, VeRA, GLOW) is refused by name. Its own Llama calls `down_proj`
 intermediate and `up_proj` output; here the tensors' names decide.
 """
 
@@ -33,6 +33,7 @@ from budwood.interop.adapterhub_names import (
     parse,
 )
 from budwood.interop.adapterhub_prompts import read_prefix, read_prompt
+from budwood.interop.adapterhub_union import KINDS, joined
 from budwood.interop.reading import Read
 from budwood.methods import AdapterH, AdapterP, Compacter, Fusion, Parallel
 from budwood.methods.bottleneck import Bottleneck, Sequential
@@ -66,17 +67,43 @@ def read(
             )
         return _fusion(config, keys, tensors, names)
     fields = _fields(config)
-    if fields.get("architecture") == "lora":
+    if fields.get("architecture") == "union":
+        return _union(fields, keys, tensors, names, model)
+    return _single(fields, keys, tensors, names, model)
+
+
+def _single(
+    fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names, model: nn.Module
+) -> Read:
+    """An adapter of one method."""
+    kind = fields.get("architecture") or "bottleneck"
+    if kind == "lora":
         return read_lora(fields, keys, tensors, names)
-    if fields.get("architecture") == "prefix_tuning":
+    if kind == "prefix_tuning":
         return read_prefix(fields, keys, tensors, names, model)
-    if fields.get("architecture") == "prompt_tuning":
+    if kind == "prompt_tuning":
         return read_prompt(fields, keys, tensors, names, model)
-    if fields.get("architecture") not in (None, "bottleneck"):
-        raise BadCheckpoint(
-            f"this AdapterHub adapter is of the type {fields['architecture']!r}, which is not read here"
-        )
+    if kind != "bottleneck":
+        raise BadCheckpoint(f"this AdapterHub adapter is of the type {kind!r}, which is not read here")
     return _bottleneck(fields, keys, tensors, names)
+
+
+def _union(
+    fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names, model: nn.Module
+) -> Read:
+    """Several methods under one name, each with the tensors of its kinds."""
+    parts = list(fields["configs"])
+    kinds = [KINDS.get(part.get("architecture") or "bottleneck", ()) for part in parts]
+    taken = [kind for some in kinds for kind in some]
+    strange = [key for key, parsed in keys.items() if taken.count(parsed.kind) != 1]
+    if strange:
+        raise BadCheckpoint(f"the tensor {strange[0]!r} belongs to none, or to several, of the methods in this union")
+    return joined(
+        [
+            _single(part, {key: parsed for key, parsed in keys.items() if parsed.kind in some}, tensors, names, model)
+            for part, some in zip(parts, kinds, strict=True)
+        ]
+    )
 
 
 def _check_base(config: Mapping[str, Any], anatomy: Anatomy, model: nn.Module) -> None:

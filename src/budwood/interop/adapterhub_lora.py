@@ -18,7 +18,7 @@ def read_lora(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mappi
     """Its LoRA as ours. Raises BadCheckpoint for variants that compute something else, and tensors that do not fit."""
     check_fields(fields, LORA_FIELDS)
     refused = {
-        "use_gating": "a gate instead of the scale", "use_dora": "a DoRA whose merged weights are not its forward",
+        "use_dora": "a DoRA whose merged weights are not its forward",
         "vera_d": "VeRA", "vera_b": "VeRA",
     }  # fmt: skip
     for name, what in refused.items():
@@ -26,13 +26,14 @@ def read_lora(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mappi
             raise BadCheckpoint(f"this AdapterHub LoRA has {name} ({what}), which is not supported here")
     if fields.get("composition_mode", "add") != "add":
         return _ia3(fields, keys, tensors, names)
-    rank, alpha = int(fields.get("r", 8)), float(fields.get("alpha", 8))
+    rank, gated = int(fields.get("r", 8)), bool(fields.get("use_gating"))
+    alpha = float(rank) if gated else float(fields.get("alpha", 8))  # its gate stands where the scale was
     if rank < 1:
         raise BadCheckpoint(f"r is {rank} in adapter_config.json; it must be at least 1")
     ours: dict[str, Tensor] = {}
     sites: dict[str, Site] = {}
     for key, parsed in keys.items():
-        letter = {"lora_A": "A", "lora_B": "B"}.get(parsed.leaf)
+        letter = {"lora_A": "A", "lora_B": "B", "gate.weight": "W_g", "gate.bias": "b_g"}.get(parsed.leaf)
         if parsed.kind != "loras" or letter is None:
             raise BadCheckpoint(f"the tensor {key!r} does not belong to a LoRA adapter")
         site = names.linear(parsed.path)
@@ -43,7 +44,8 @@ def read_lora(fields: Mapping[str, Any], keys: Mapping[str, Key], tensors: Mappi
                 f"{key} is {list(tensors[key].shape)}, and the configuration says r={rank}; one is wrong"
             )
     method = LoRA(
-        rank=rank, alpha=alpha, dropout=float(fields.get("dropout", 0.0)), trained=(),
+        rank=rank, alpha=alpha, dropout=float(fields.get("dropout", 0.0)), trained=(), gate=gated,
+        gate_over="all" if gated else "text",
         **_lora_targets(fields, sites, names),
     )  # fmt: skip
     return Read(method, ours)

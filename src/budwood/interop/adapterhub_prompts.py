@@ -2,7 +2,7 @@
 
 Its text starts at position 0 beside a prefix, and its prefixes stand in front of the keys at every step, as ours do.
 Where it computes otherwise than its papers there are options here: T5's position bias is moved by the prefix's length,
-and prompts enter encoders behind positions and norms.
+gates are means over padding, too, and prompts enter encoders behind positions and norms.
 The networks that prefixes come out of are computed once, as this is all they do.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, equal, nn
 from torch.nn.functional import linear
 
-from budwood.anatomy import AttentionCall, Site
+from budwood.anatomy import Site
 from budwood.core.entrance import embeddings_site
 from budwood.errors import BadCheckpoint
 from budwood.interop.adapterhub_names import ACTIVATIONS, Key, Names, check_fields
@@ -41,8 +41,6 @@ def read_prefix(
     """Its prefixes as ours. Raises BadCheckpoint for tensors that do not fit the configuration or this model."""
     check_fields(given, _PREFIX)
     fields = {**_PREFIX, **given}
-    if fields["use_gating"]:
-        raise BadCheckpoint("this AdapterHub prefix has use_gating, which is not read here; train it without")
     places, pools = _places(fields, names), _pools(keys, tensors)
     _check_bias(fields, places, names, model)
     if set(pools) != set(places):
@@ -50,15 +48,17 @@ def read_prefix(
             f"the configuration puts prefixes in this model at {', '.join(places)}, and the file holds "
             f"{', '.join(pools) or 'none'}: one is wrong, or it is for another kind of model"
         )
-    paths = [path for found in places.values() for path in found]
+    paths = {path for found in places.values() for path in found}
     everywhere = [site.path for site in names.anatomy.sites if site.role in ("attn", "cross")]
     method = PrefixTuning(
         length=fields["prefix_length"], width=None, init="random", dropout=fields["dropout"], trained=(),
-        targets=("attn", "cross?") if paths == everywhere else tuple(paths),
+        targets=("attn", "cross?") if len(paths) == len(everywhere) else tuple(p for p in everywhere if p in paths),
         bias="adapterhub" if has_position_bias(model) else "zero",
+        gate=("shared" if fields["shared_gating"] else "separate") if fields["use_gating"] else None,
+        gate_over="all" if fields["use_gating"] else "text",
     )  # fmt: skip
     sites = {site.path: site for site in method.sites(model, names.anatomy)}
-    ours: dict[str, Tensor] = {}
+    ours = _gates(keys, tensors, names)
     for key, found in places.items():
         flat = _flat(key, pools[key], fields)
         ours |= _rows(key, flat, fields["prefix_length"], [sites[path] for path in found])
@@ -117,6 +117,8 @@ def _pools(keys: Mapping[str, Key], tensors: Mapping[str, Tensor]) -> dict[str, 
     """Tensors of each place's network: the file repeats them under every layer, all the same."""
     pools: dict[str, dict[str, Tensor]] = {}
     for key, parsed in keys.items():
+        if parsed.kind == "prefix_gates":
+            continue
         if parsed.kind != "prefix_tunings":
             raise BadCheckpoint(f"the tensor {key!r} does not belong to a prefix")
         place, _, leaf = parsed.leaf.partition(".")
@@ -125,6 +127,20 @@ def _pools(keys: Mapping[str, Key], tensors: Mapping[str, Tensor]) -> dict[str, 
         if not equal(known, tensors[key]):
             raise BadCheckpoint(f"{key} differs from the same tensor under another layer; the file is damaged")
     return pools
+
+
+def _gates(keys: Mapping[str, Key], tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The gate of each attention module, which lies beside its prefix."""
+    letters, paths = {"weight": "W_g", "bias": "b_g"}, {names.bare(s.path): s.path for s in names.anatomy.sites}
+    found: dict[str, Tensor] = {}
+    for key, parsed in keys.items():
+        if parsed.kind != "prefix_gates":
+            continue
+        path = paths.get(names.bare(parsed.path).removesuffix(".prefix_tuning"))
+        if path is None or parsed.leaf not in letters:
+            raise BadCheckpoint(f"wrong base: the adapter has a gate {key!r}, and this model no such attention")
+        found[f"{path}.{letters[parsed.leaf]}"] = tensors[key]
+    return found
 
 
 def _flat(key: str, pool: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Tensor:
@@ -153,7 +169,8 @@ def _rows(key: str, flat: Tensor, length: int, sites: Sequence[Site]) -> dict[st
     calls = [site.call for site in sites if site.call is not None]
     heads, width = calls[0].heads, calls[0].key_size
     expected = 2 * len(sites) * heads * width
-    if any(call != AttentionCall(heads, width, width) for call in calls) or flat.shape[1] != expected:
+    differ = any((call.heads, call.key_size, call.value_size) != (heads, width, width) for call in calls)
+    if differ or flat.shape[1] != expected:
         raise BadCheckpoint(
             f"wrong base: {key} has {flat.shape[1]} numbers a row, and the {len(sites)} modules of this model, with "
             f"{heads} heads of width {width}, take {expected}"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site, probe
 from budwood.core import Adapter, Delta, Method, attach, delta_at, detach, using
+from budwood.core.cache_shim import CacheCall
 from budwood.core.entrance import input_site, owner_of
 from budwood.core.registry import registry_of
 from budwood.core.trained import Trained
@@ -129,10 +130,10 @@ def _prefix(
     length, width, heads = (int(config[name]) for name in (*_SIZES, "num_attention_heads"))
     stacks = _stacks(anatomy)
     method = PrefixTuning(
-        length=length, width=None, targets=("attn",), stacks=(stacks[-1],), init="random",
-        positions="shifted", bias=_bias(model),
+        length=length, width=None, targets=("attn",), stacks=(stacks[-1],), init="random", positions="shifted",
     )  # fmt: skip
     sites = [site for site in method.sites(model, anatomy) if site.kind == "attention"]
+    method = replace(method, bias=_bias(model, sites))
     layers, flat = int(config["num_layers"]), own["prompt_embeddings"]
     if flat.shape[1] != 2 * layers * width or width % heads:
         raise BadCheckpoint(
@@ -163,9 +164,10 @@ def _prefix(
     }
 
 
-def _bias(model: nn.Module) -> Literal["zero", "looked-up"]:
-    """PEFT's prefix has the position bias of real tokens, where there is one (T5)."""
-    return "looked-up" if has_position_bias(model) else "zero"
+def _bias(model: nn.Module, sites: Sequence[Site]) -> Literal["zero", "looked-up"]:
+    """PEFT's prefix has the position bias of real tokens, where there is one (T5, ALiBi)."""
+    sloped = any(isinstance(site.call, CacheCall) and site.call.slopes for site in sites)
+    return "looked-up" if sloped or has_position_bias(model) else "zero"
 
 
 def _places(layers: int, sites: int, *, crossed: bool) -> list[tuple[int, int]]:
@@ -258,7 +260,7 @@ def _written_prefix(model: nn.Module, adapter: Adapter, anatomy: Anatomy) -> For
         return (
             "PEFT numbers the text from the prefix's length on and looks up position biases for the prefix, and no "
             f"change of its keys makes up for that in {type(model).__name__}; train it with positions=shifted"
-            + (",bias=looked-up" if _bias(model) != "zero" else "")
+            + (",bias=looked-up" if _bias(model, sites) != "zero" else "")
         )
     layers = len(sites) * len(stacks)
     pairs = [_pair(delta_at(model, site, adapter.name), found[site.path]) for site in sites]
@@ -294,7 +296,7 @@ def _as_shifted(model: nn.Module, adapter: Adapter, anatomy: Anatomy, sites: Seq
     """How keys are turned for a text that starts behind the prefix; None where the model would compute otherwise."""
     method = adapter.method.deployed
     assert isinstance(method, Prefix)
-    target = replace(method, positions="shifted", bias=_bias(model), init="random", text=None, ids=(), sizes=())
+    target = replace(method, positions="shifted", bias=_bias(model, sites), init="random", text=None, ids=(), sizes=())
     still: dict[str, Turn] | None = {site.path: Turn() for site in sites}
     if (method.positions, method.bias) == (target.positions, target.bias):
         return still
