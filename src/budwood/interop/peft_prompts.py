@@ -4,7 +4,9 @@ P_TUNING and MULTITASK_PROMPT_TUNING.
 PEFT numbers the text from P on, after its prefix, and never turns a prefix's keys. A prefix for text that starts at 0
 is written with its keys turned by P positions, in float64 so that reading turns them back to the same bits.
 In an encoder-decoder PEFT's prefix is the decoder's own attention's alone, and layer l takes rows 4l and 4l + 1 modulo
-their number; with twice as many layers in the configuration every layer has rows of its own.
+their number; with twice as many layers in the configuration every layer has rows of its own. Its multitask prompts of
+an encoder-decoder stand before the decoder's text, too, while they are trained, but not when it generates: they are
+read as it generates.
 """
 
 from __future__ import annotations
