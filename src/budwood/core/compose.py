@@ -53,6 +53,7 @@ def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
         case Skip():
             return _whole(plan.part, adapters)
         case Stack():
+            _check_order(plan, adapters)
             return [name for part in plan.parts for name in _whole(part, adapters)]
         case Route():
             return max((_whole(part, adapters) for part in plan.parts), key=len)
@@ -75,6 +76,21 @@ def _whole(plan: Plan, adapters: Mapping[str, Adapter]) -> list[str]:
             return []
         case _:
             return []
+
+
+def _check_order(plan: Stack, adapters: Mapping[str, Adapter]) -> None:
+    """What changes an embedding would also change the prompts that were put in before it."""
+    filled: dict[str, str] = {}
+    for name in names(plan):
+        paths = [site.path for site in adapters[name].sites if site.kind == "embedding"]
+        found = next((path for path in paths if path in filled), None)
+        if adapters[name].method.is_stackable and not adapters[name].method.is_additive:
+            filled |= dict.fromkeys(paths, name)
+        elif found is not None:
+            raise BadConfig(
+                f"{name!r} changes what {found} returns, and stands behind the prompt {filled[found]!r} that goes in "
+                f"there; write Stack(({name!r}, {filled[found]!r}))"
+            )
 
 
 def _check_tasks(plan: Tasks, adapter: Adapter) -> None:

@@ -119,8 +119,13 @@ class InText(FromWords):
         return replace(self, place="after-first" if reads_first else "front")
 
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
-        """The input embedding: of the encoder, where there are two."""
-        return (input_site(model, anatomy),)
+        """The input embedding: of the encoder, where there are two. Raises BadConfig where `trained` names it."""
+        site = input_site(model, anatomy)
+        if any(other.path == site.path for other in self.trained_sites(anatomy)):
+            raise BadConfig(
+                f"{self.name}: trained names {site.path}, where the prompt itself stands; leave it out of trained"
+            )
+        return (site,)
 
 
 def starting_rows(site: Site, base: nn.Module, method: FromWords) -> Tensor:
