@@ -21,6 +21,8 @@ from budwood.methods import AdapterP, LoRA, MultitaskPrompt, PrefixTuning, Promp
 from families import FAMILIES, PAD
 
 DECODERS = ("llama", "gpt2", "gpt_neox", "opt", "mistral", "gemma3", "bloom", "falcon")
+COUNT_PADDING = ("bert", "albert", "distilbert", "deberta-v2", "bart")
+"""Whose positions count padding, with or without a prompt."""
 IN_TEXT = ("prompt-tuning", "prompt-front", "p-tuning", "p-tuning-mlp", "multitask-prompt")
 
 
@@ -64,14 +66,14 @@ def test_rows_and_padding(family: str, variant: str) -> None:
     with torch.no_grad():
         whole = model(**batch).logits
         moved = left_padded(batch)
-        if FAMILIES[family].kind == "decoder" and family not in ("bloom", "falcon", "opt"):
+        if FAMILIES[family].kind == "decoder" and family != "bloom":
             moved["position_ids"] = (moved["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         rolled = model(**moved).logits
         for number in range(2):
             alone = model(**row(batch, number)).logits[0]
             length = len(alone)
             assert close(whole[number, :length], alone, 1e-5)
-            if family not in ("bert", "albert", "distilbert", "deberta-v2"):  # these count padding, with or without
+            if family not in COUNT_PADDING:
                 assert close(rolled[number, -length:], alone, 1e-5)
         full = row(batch, 0)
         bare = {key: value for key, value in full.items() if key != "attention_mask"}
@@ -103,9 +105,6 @@ def test_generation_in_other_ways(family: str, variant: str) -> None:
     for beams in (1, 2):
         expected = generate(ids, num_beams=beams, **settings)[:, ids.shape[1] :]
         assert torch.equal(generate(inputs_embeds=embeds, num_beams=beams, **settings), expected)
-    cache = DynamicCache(config=model.config)
-    begun = generate(ids, past_key_values=cache, **settings | {"max_new_tokens": 2})
-    assert torch.equal(generate(begun, past_key_values=cache, **settings | {"max_new_tokens": 4}), greedy)
     sampled = []
     for use_cache in (True, False):
         torch.manual_seed(5)
@@ -113,6 +112,52 @@ def test_generation_in_other_ways(family: str, variant: str) -> None:
     assert torch.equal(*sampled)
     with pytest.raises(BadConfig, match=r"attention_mask \[batch, tokens\].*4 dimensions.*cache_implementation out"):
         generate(ids, cache_implementation="static", **settings)
+
+
+@pytest.mark.parametrize("more", [1, 2, 3, 9])
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_generate_goes_on_from_a_cache_with_a_prefix_and_never_with_a_prompt(
+    family: str, padding: int, more: int
+) -> None:
+    """It takes the cache's length for that of the text."""
+    ids = torch.tensor([[PAD] * padding + [5, 6, 7, 8, 5, 6, 7, 8]])
+    mask = (ids != PAD).long()
+    settings: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
+    for variant in ("prefix-tuning", "prefix-rows", "prompt-tuning"):
+        model, _ = adapted(family, variant, perturbed=True)
+        generate: Any = model.generate
+        cache = DynamicCache(config=model.config)
+        begun = generate(ids, attention_mask=mask, past_key_values=cache, **settings)
+        longer = torch.cat([begun, torch.randint(4, 90, (1, more))], dim=1)
+        seen = {"attention_mask": torch.cat([mask, torch.ones(1, 2 + more, dtype=torch.int64)], dim=1)}
+        if variant == "prompt-tuning":
+            with pytest.raises(
+                BadConfig, match=f"a text of {ids.shape[1] + 2 + more} tokens goes on from a cache.*a prompt of 3"
+            ):
+                generate(longer, past_key_values=cache, **seen, **settings)
+        else:
+            expected = generate(longer, **seen, **settings)
+            assert torch.equal(generate(longer, past_key_values=cache, **seen, **settings), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mistral", "bloom"])
+def test_a_text_that_goes_on_from_a_cache_by_hand(family: str) -> None:
+    """New tokens alone, with and without a mask and positions, under prompts of several lengths."""
+    model, batch = several(family, a=PromptTuning(length=2), b=PromptTuning(length=5))
+    ids = batch["input_ids"]
+    plans: tuple[core.Plan, ...] = ("a", "b", None)
+    for plan in ("a", Route(plans, torch.tensor([1, 0])), Route(plans, torch.tensor([2, 1]))):
+        if isinstance(plan, Route) and family == "bloom":
+            continue  # without a mask it would not know of columns that are hidden
+        with torch.no_grad(), core.using(model, plan):
+            expected = model(input_ids=ids).logits
+            for masked in (False, True):
+                cache, found = DynamicCache(config=model.config), []
+                for begin, end in ((0, 4), (4, 6), (6, 7)):
+                    given = {"attention_mask": torch.ones_like(ids)[:, :end]} if masked else {}
+                    found.append(model(input_ids=ids[:, begin:end], past_key_values=cache, **given).logits)
+                assert close(torch.cat(found, dim=1), expected, 1e-5)
 
 
 def test_a_static_cache_needs_room_for_the_prompt() -> None:
@@ -126,7 +171,9 @@ def test_a_static_cache_needs_room_for_the_prompt() -> None:
             assert close(
                 model(input_ids=ids[:, place : place + 1], past_key_values=roomy).logits[:, 0], expected[:, place], 1e-5
             )
-        with pytest.raises(BadConfig, match="static cache holds 8 tokens.*prompt of 4.*room for the prompt"):
+        with pytest.raises(
+            BadConfig, match="static cache holds 8 tokens.*prompt of 4 and the text are 11.*room for both"
+        ):
             model(input_ids=ids, past_key_values=StaticCache(config=model.config, max_cache_len=8))
 
 
@@ -144,6 +191,7 @@ def test_masks_of_four_dimensions_are_refused() -> None:
 def test_plans_of_several(family: str) -> None:
     """Prompts of three lengths, a LoRA and the base in one batch; two prompts side by side; both orders differ."""
     place: Any = "front" if FAMILIES[family].kind != "encoder" else "after-first"
+    base = FAMILIES[family].build()
     model, batch = several(
         family, a=PromptTuning(length=2), b=PTuning(length=5, width=4), c=LoRA(rank=2), d=PTuning(length=1, place=place)
     )
@@ -156,12 +204,14 @@ def test_plans_of_several(family: str) -> None:
         assert close(routed[number, real], alone[number, real], 1e-5)
     assert not close(under(model, batch, Stack(("a", "b"))), under(model, batch, Stack(("b", "a"))), 1e-4)
     assert torch.equal(under(model, batch, Skip("a", (0,))), under(model, batch, "a"))
-    assert torch.equal(under(model, batch, None), FAMILIES[family].build()(**batch).logits)
+    assert close(under(model, batch, None), base(**batch).logits, 1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_generation_with_prompts_of_several_lengths(family: str) -> None:
-    model, _ = several(family, a=PromptTuning(length=2), b=PTuning(length=5, width=4), c=PrefixTuning(length=3, width=4))
+    model, _ = several(
+        family, a=PromptTuning(length=2), b=PTuning(length=5, width=4), c=PrefixTuning(length=3, width=4)
+    )
     ids = torch.tensor([[5, 16, 27, 38, 49, 50]]).repeat(4, 1)
     ids[1, :2] = PAD
     mask = (ids != PAD).long()
@@ -187,7 +237,9 @@ def test_tasks_choose_prompts_by_row() -> None:
     for number, task in enumerate((2, 0, 1)):
         assert close(mixed[number], under(model, batch, Tasks("m", torch.tensor([task])))[number], 1e-6)
     assert close(under(model, batch, "m"), under(model, batch, Tasks("m", torch.zeros(3, dtype=torch.int64))), 1e-7)
-    route = Route((Tasks("m", torch.tensor([1, 1, 2])), Stack(("a", Tasks("m", torch.tensor([2]))))), torch.tensor([0, 1, 0]))
+    route = Route(
+        (Tasks("m", torch.tensor([1, 1, 2])), Stack(("a", Tasks("m", torch.tensor([2]))))), torch.tensor([0, 1, 0])
+    )
     routed = under(model, batch, route)
     assert close(routed[0], under(model, batch, Tasks("m", torch.tensor([1])))[0], 1e-5)
     assert close(routed[1], under(model, batch, Stack(("a", Tasks("m", torch.tensor([2])))))[1], 1e-5)
@@ -203,7 +255,9 @@ def test_tasks_choose_prompts_by_row() -> None:
 
 
 def test_one_of_several_goes() -> None:
-    model, batch = several("llama", a=PromptTuning(length=2), b=PTuning(length=3, encoder=None), c=PrefixTuning(length=2))
+    model, batch = several(
+        "llama", a=PromptTuning(length=2), b=PTuning(length=3, encoder=None), c=PrefixTuning(length=2)
+    )
     before = {plan: under(model, batch, plan) for plan in ("b", "c")}
     core.activate(model, Stack(("a", "b", "c")))
     core.detach(model, "a")
@@ -233,7 +287,9 @@ def test_beside_adapters_of_other_kinds() -> None:
 
 
 def test_sums_and_two_places_are_refused() -> None:
-    model, batch = several("llama", a=PromptTuning(length=2), b=PTuning(length=2), c=PTuning(length=2, place="after-first"))
+    model, batch = several(
+        "llama", a=PromptTuning(length=2), b=PTuning(length=2), c=PTuning(length=2, place="after-first")
+    )
     with pytest.raises(BadConfig, match="'a' cannot be a part of Sum: it stands beside the text.*Stack"):
         core.activate(model, Sum(("a", "b")))
     with pytest.raises(BadConfig, match="prompts in front and behind the first token; use one place"):
@@ -319,7 +375,7 @@ def test_precision_and_modes(family: str, variant: str) -> None:
     model, batch = adapted(family, variant, perturbed=True)
     expected = logits(model, batch).detach()
     with torch.inference_mode():
-        assert torch.equal(logits(model, batch), expected)
+        assert close(logits(model, batch), expected, 1e-6)
     weighted(logits(model, batch)).backward()
     weighted(logits(model, batch)).backward()
     twice = {name: p.grad.clone() for name, p in core.named_parameters(model, "faq").items() if p.grad is not None}
@@ -367,7 +423,9 @@ def test_a_text_that_leaves_no_room() -> None:
         limit = 62 if family == "roberta" else 64
         model(**{k: v[:, : limit - 10] for k, v in batch.items()})
         longer = {k: torch.cat([v, v[:, :1]], dim=1) for k, v in batch.items()}
-        with pytest.raises(BadConfig, match=rf"a prompt of 10 and a text of 55 .* the model has {limit}; cut the text to"):
+        with pytest.raises(
+            BadConfig, match=rf"a prompt of 10 and a text of 55 .* the model has {limit}; cut the text to"
+        ):
             model(**longer)
         with core.using(model, None):
             assert model(**longer).logits.shape[0] == 1
@@ -378,7 +436,12 @@ REFUSED: list[tuple[str, Method, type[BudwoodError], str]] = [
     ("roberta", PTuning(length=62), BadConfig, "a prompt of 62 leaves no room for text: the model has 62 positions"),
     ("bart", PromptTuning(length=70), BadConfig, "a prompt of 70 leaves no room.*the model has 64"),
     ("llama", PromptTuning(length=2, ids=(5, 96)), BadConfig, "ids hold 96, and the vocabulary is 96 tokens"),
-    ("llama", PromptTuning(init="text", text="it", length=2), BadConfig, r"init=text needs a tokenizer: attach\(\.\.\., to"),
+    (
+        "llama",
+        PromptTuning(init="text", text="it", length=2),
+        BadConfig,
+        r"init=text needs a tokenizer: attach\(\.\.\., to",
+    ),
     ("mamba", PromptTuning(), NoSuchSite, "keeps what it has read in a state of its own.*use lora or an adapter"),
 ]
 

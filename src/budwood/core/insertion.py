@@ -48,17 +48,19 @@ class Block:
 
 
 def order_of(
-    block: Block, mask: Tensor | None, length: int, device: torch.device
+    block: Block, mask: Tensor | None, length: int, device: torch.device, behind_padding: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(for each of T + S places its index in [block, text], for each token of the text its place); None in front."""
-    if not block.after:
+    """(for each of T + S places its index in [block, text], for each token of the text its place); None in front.
+
+    behind_padding: of a text that is padded on the left, the block stands between padding and text
+    """
+    if not block.after and (mask is None or not behind_padding):
         return None, None
     batch, count = block.ids.shape
-    first = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    begin = torch.full((batch, 1), int(block.after), device=device)
     if mask is not None:
-        first = mask.to(torch.int64).argmax(dim=1, keepdim=True)
+        begin = begin + mask.to(torch.int64).argmax(dim=1, keepdim=True)
     place = torch.arange(count + length, device=device).expand(batch, -1)
-    begin = first + 1
     behind = place >= begin + count
     order = torch.where(place < begin, count + place, torch.where(behind, place, place - begin))
     token = torch.arange(length, device=device).expand(batch, -1)

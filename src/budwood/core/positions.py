@@ -99,5 +99,42 @@ def positions_with(
     if where is None:
         return torch.cat([steps, positions + block.counts], dim=1)
     kept = where == torch.arange(where.shape[1], device=where.device)  # tokens in front of the block: [B, S]
-    begin = torch.where(kept, positions, -1).amax(dim=1, keepdim=True) + 1
+    first = kept.sum(dim=1, keepdim=True) - int(block.after)  # the text's own
+    begin = positions.gather(1, first.clamp(max=where.shape[1] - 1)) + int(block.after)
     return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
+
+
+def stands_behind_padding(entrance: Entrance, given: dict[str, Any]) -> bool:
+    """Whether a prompt stands next to a text that is padded on the left: where the model does not number columns."""
+    return entrance.counts_mask or "position_ids" not in entrance.arguments or given.get("position_ids") is not None
+
+
+def counts_columns(entrance: Entrance, block: Block) -> bool:
+    """Whether the model would number columns that are hidden, too."""
+    by_text = entrance.counts_mask or entrance.padding is not None
+    return block.visible is not None and entrance.has_positions and not by_text
+
+
+def check_room(cache: Any, length: int, count: int) -> None:
+    """Raises BadConfig where a static cache is too short for a text and its block of `count`."""
+    if cache is None or not cache.is_compileable:
+        return
+    layers = zip(cache.layers, cache.is_sliding, strict=True)
+    room = max((layer.get_max_length() for layer, is_sliding in layers if not is_sliding), default=-1)
+    if 0 < room < length:
+        raise BadConfig(
+            f"the static cache holds {room} tokens, and the prompt of {count} and the text are {length}; pass "
+            "past_key_values=StaticCache(model.config, max_cache_len=...) with room for both, or a dynamic cache"
+        )
+
+
+def check_continued(mask: Tensor | None, positions: Tensor | None, whole: int, count: int) -> None:
+    """generate takes all that is in a cache for text, and so hands on too few tokens of a text that goes on."""
+    found = whole if mask is None else mask.shape[1]
+    if mask is None and positions is not None and positions.dim() == 2 and not torch.compiler.is_compiling():
+        found = int(positions[0, -1]) + 1
+    if found != whole:
+        raise BadConfig(
+            f"a text of {found} tokens goes on from a cache; its text and the tokens given make {whole}: the cache has "
+            f"a prompt of {count}, too, and generate counts it as text; give the whole text without past_key_values"
+        )

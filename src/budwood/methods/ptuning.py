@@ -84,10 +84,11 @@ class PseudoTokens(PromptDelta):
             _fit(self.network, self.E, start.to(self.E))
 
     def table(self) -> Tensor:
-        """[length, d]."""
+        """[length, d]. In mixed precision the network stays in its own: LSTMs have no other everywhere."""
         if self.network is None:
             return self.P
-        rows: Tensor = self.network(self.E)
+        with torch.autocast(self.E.device.type, enabled=False):
+            rows: Tensor = self.network(self.E)
         return rows
 
     def stored(self) -> dict[str, Tensor]:
