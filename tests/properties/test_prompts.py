@@ -325,6 +325,31 @@ def test_heads_that_read_one_token_find_it(family: str, variant: str) -> None:
             assert close(whole[number], model(**row(batch, number)).logits[0], 1e-5)
 
 
+@pytest.mark.parametrize("family", ["bert-classify", "roberta-classify", "distilbert-classify", "llama-classify"])
+def test_heads_find_the_first_row_of_prompts_of_several_lengths(family: str) -> None:
+    model, batch = several(
+        family, a=PromptTuning(length=2, place="front"), b=PromptTuning(length=5, place="front"), c=LoRA(rank=2)
+    )
+    batch = {key: value[:1].repeat(4, 1) for key, value in batch.items()}
+    plans: tuple[core.Plan, ...] = ("a", "b", None, "c")
+    routed = under(model, batch, Route(plans, torch.arange(4)))
+    for number, plan in enumerate(plans):
+        assert close(routed[number], under(model, batch, plan)[number], 1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2", "mistral", "mpt", "bloom", "falcon", "t5"])
+def test_padding_on_the_left_of_prompts_of_several_lengths(family: str) -> None:
+    model, batch = several(family, a=PromptTuning(length=2), b=PromptTuning(length=5))
+    moved = left_padded(batch)
+    if family in ("llama", "gpt2", "mistral", "falcon"):
+        moved["position_ids"] = (moved["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    for plans in (("a", "b"), ("b", "a"), ("b", None)):
+        routed = under(model, moved, Route(plans, torch.arange(2)))
+        for number, plan in enumerate(plans):
+            alone = under(model, row(batch, number), plan)[0]
+            assert close(routed[number, -len(alone) :], alone, 1e-5)
+
+
 @pytest.mark.parametrize("variant", [*IN_TEXT, "prefix-tuning", "prefix-rows"])
 def test_two_threads_have_batches_of_their_own(variant: str) -> None:
     """Both forwards are past the first block when either goes on."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from budwood.anatomy import Anatomy, Site
 from budwood.core.delta import Delta, Source, deltas_of
 from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
-from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, order_of, without_block
+from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, without_block
 from budwood.core.plan import Part, names, parts_of
 from budwood.core.positions import (
     can_listen,
@@ -30,9 +30,9 @@ from budwood.core.positions import (
     counts_columns,
     counts_of,
     listen_at,
+    order_in,
     positions_with,
     shift_by,
-    stands_behind_padding,
     stop_listening,
 )
 from budwood.core.registry import registry_of, root_of
@@ -272,7 +272,7 @@ def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
 def _cut(entrance: Entrance, states: Tensor, count: int, text: Tensor | None) -> Tensor:
     """[B, T + S, d] -> [B, S, d]; a head that reads the first of all states still finds it there."""
     kept = without_block(states, count, text)
-    return torch.cat([states[:, :1], kept[:, 1:]], dim=1) if entrance.pools_first and text is None else kept
+    return torch.cat([states[:, :1], kept[:, 1:]], dim=1) if entrance.pools_first else kept
 
 
 def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
@@ -343,7 +343,7 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
             f"cut the text to {room - count} tokens (max_length) or choose a shorter prompt"
         )
     check_room(given.get("past_key_values"), length + count, count)
-    order, where = order_of(block, mask, length, text.device, stands_behind_padding(entrance, given))
+    order, where = order_in(entrance, given, block, mask, length)
     if given.get("input_ids") is not None:
         given["input_ids"] = arranged(block.ids.to(text.dtype), text, order)
     else:
@@ -370,13 +370,13 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
 def _continue(entrance: Entrance, block: Block, given: dict[str, Any], seen: int, length: int) -> None:
     """For `length` tokens after a text that is in the cache with its block, `seen` in all."""
     mask, positions = mask_of(given.get("attention_mask")), given.get("position_ids")
-    cache, count, behind = given["past_key_values"], block.ids.shape[1], stands_behind_padding(entrance, given)
+    cache, count = given["past_key_values"], block.ids.shape[1]
     whole = seen + length - count
     check_continued(mask, positions, whole, count)
     if mask is None and block.visible is not None:  # generate leaves a mask of ones out
         mask = torch.ones_like(block.visible, dtype=torch.int64)[:, :1].expand(-1, whole)
     if mask is not None:
-        order, _ = order_of(block, mask, mask.shape[1], mask.device, behind)
+        order, _ = order_in(entrance, given, block, mask, mask.shape[1])
         given["attention_mask"] = arranged(mask_for(block, mask), mask, order)
     check_room(cache, seen + length, count)
     if positions is None and counts_columns(entrance, block):
@@ -394,5 +394,5 @@ def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
         return
     block, own = _block(encoder, states), mask_of(mask)
     if block is not None and own is not None and own.shape[1] < states.shape[1]:
-        order, _ = order_of(block, own, own.shape[1], own.device, stands_behind_padding(encoder, {}))
+        order, _ = order_in(encoder, {}, block, own, own.shape[1])
         given["encoder_attention_mask"] = arranged(mask_for(block, own), own, order)

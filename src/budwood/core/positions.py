@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from budwood.core.entrance import Entrance
-from budwood.core.insertion import Block, arranged
+from budwood.core.insertion import Block, arranged, ends_hidden, order_of
 from budwood.errors import BadConfig
 
 _SLOT = "budwood_positions"
@@ -104,9 +104,15 @@ def positions_with(
     return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
 
 
-def stands_behind_padding(entrance: Entrance, given: dict[str, Any]) -> bool:
-    """Whether a prompt stands next to a text that is padded on the left: where the model does not number columns."""
-    return entrance.counts_mask or "position_ids" not in entrance.arguments or given.get("position_ids") is not None
+def order_in(
+    entrance: Entrance, given: dict[str, Any], block: Block, mask: Tensor | None, length: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `order_of`: behind the padding of a text that is padded on the left, where the model numbers no columns."""
+    if entrance.pools_first:
+        front = block.visible is not None and not block.after
+        return ends_hidden(block, length) if front else order_of(block, mask, length, False)
+    told = given.get("position_ids") is not None
+    return order_of(block, mask, length, told or entrance.counts_mask or "position_ids" not in entrance.arguments)
 
 
 def counts_columns(entrance: Entrance, block: Block) -> bool:
