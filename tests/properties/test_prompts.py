@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification, DynamicCache, StaticCache
 
 import budwood.core as core
-from adapted import VARIANTS, adapted, anatomy_of, close, logits, perturb, weighted
+from adapted import adapted, anatomy_of, close, logits, perturb, weighted
 from budwood.core import Method, Route, Skip, Stack, Sum, Tasks
-from budwood.errors import BadConfig, BudwoodError, NoSuchSite, WrongOrder
+from budwood.errors import BadConfig, BudwoodError, NoSuchSite
 from budwood.methods import AdapterP, LoRA, MultitaskPrompt, PrefixTuning, PromptTuning, PTuning
 from families import FAMILIES, PAD
 

@@ -123,3 +123,68 @@ def test_a_prompt_in_either_place(family: str, place: Any) -> None:
         expected = cut(FAMILIES[family].build()(**with_words(batch, behind=behind)).logits, 7, behind=behind)
         if FAMILIES[family].name != "roberta-classify" or behind:  # its head reads the first row of the text
             assert close(real(model(**batch).logits, batch), real(expected, batch), 3e-5)
+
+
+UNBUILT: list[tuple[type[Method], dict[str, Any], str]] = [
+    (PromptTuning, {"length": 0}, r"prompt-tuning\.length is 0; it must be at least 1"),
+    (PrefixTuning, {"length": -1}, r"prefix-tuning\.length is -1; it must be at least 1"),
+    (PrefixTuning, {"width": 0}, r"prefix-tuning\.width is 0; it must be at least 1, or none"),
+    (PrefixTuning, {"dropout": 1.0}, r"prefix-tuning\.dropout is 1\.0; it must be in \[0, 1\)"),
+    (PTuningV2, {"dropout": -0.1}, r"p-tuning-v2\.dropout is -0\.1; it must be in \[0, 1\)"),
+    (PTuning, {"width": 0}, r"p-tuning\.width is 0; it must be at least 1"),
+    (PTuning, {"depth": 0}, r"p-tuning\.depth is 0; it must be at least 1"),
+    (PTuning, {"dropout": 1.0}, r"p-tuning\.dropout is 1\.0; it must be in \[0, 1\)"),
+    (PTuning, {"encoder": "gru"}, r"p-tuning\.encoder is 'gru'"),
+    (MultitaskPrompt, {"tasks": 0}, r"multitask-prompt\.tasks is 0; it must be at least 1"),
+    (MultitaskPrompt, {"rank": 0}, r"multitask-prompt\.rank is 0; it must be at least 1"),
+    (PromptTuning, {"init": "text"}, r"init is text and text None; write both, as init=text,text='Summarise: '"),
+    (PromptTuning, {"text": "it is"}, r"init is words and text 'it is'; write both"),
+    (PromptTuning, {"length": 2, "ids": (4, 5, 6)}, "what it starts from is 3 tokens and length 2; choose length=3"),
+    (PromptTuning, {"ids": (4, 5), "sizes": (1, 2)}, "sizes add up to 3, and ids are 2"),
+    (PromptTuning, {"ids": (4, 5), "sizes": (2, 0)}, "sizes .* at least one"),
+    (PrefixTuning, {"init": "labels"}, "init=labels makes one row of each class; write them as init=text"),
+]
+
+
+@pytest.mark.parametrize(("method", "fields", "match"), UNBUILT, ids=[match[:40] for *_, match in UNBUILT])
+def test_fields_that_make_no_sense(method: type[Method], fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(BadConfig, match=match):
+        method(**fields)
+
+
+UNWORDED: list[tuple[Method, dict[str, Any], str]] = [
+    (PromptTuning(init="text", text="it is", length=2), {}, r"init=text needs a tokenizer: attach\(\.\.\., tokenizer="),
+    (PromptTuning(init="labels", length=2), {"labels": ("good", "bad")}, "init=labels needs a tokenizer"),
+    (PromptTuning(init="labels", length=2), {"tokenizer": tokenizer()}, r"no names of classes are known; attach\("),
+    (
+        PromptTuning(init="text", text="it is a film", length=3),
+        {"tokenizer": tokenizer()},
+        "the text is 4 tokens and length 3; choose length=4",
+    ),
+    (PromptTuning(init="text", text="  ", length=3), {"tokenizer": tokenizer()}, "makes nothing of '  '; write a text"),
+    (PrefixTuning(ids=(-1,), length=3), {}, "ids hold -1, and the vocabulary is 96 tokens"),
+    (PromptTuning(ids=(5, 96), length=3), {}, "ids hold 96, and the vocabulary is 96 tokens"),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "match"), UNWORDED, ids=[match[:40] for *_, match in UNWORDED])
+def test_words_that_are_not_there(method: Method, given: dict[str, Any], match: str) -> None:
+    model = FAMILIES["llama"].build()
+    with pytest.raises(BadConfig, match=match):
+        core.attach(model, method, name="p", anatomy=anatomy_of("llama"), **given)
+    assert core.adapters(model) == {}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_classes_are_the_means_of_their_tokens() -> None:
+    model = FAMILIES["llama"].build()
+    table = model.get_input_embeddings().weight.detach().clone()
+    method = PromptTuning(init="labels", length=4)
+    core.attach(model, method, name="p", tokenizer=tokenizer(), labels=("good film", "bad"))
+    (rows,) = core.parameters(model, "p")
+    good, bad, film = (WORDS.index(word) for word in ("good", "bad", "film"))
+    assert close(rows[0], (table[good] + table[film]) / 2, 1e-6)
+    assert torch.equal(rows[1], table[bad])
+    with torch.no_grad():
+        rows.zero_()
+    assert torch.equal(model.get_input_embeddings().weight, table)  # no view of it

@@ -59,12 +59,26 @@ def shift_by(entrance: Entrance, given: dict[str, Any], shift: int | Tensor, see
     """Have a text start `shift` later, an int or [B, 1]. seen: tokens of it in the cache."""
     if entrance.table is None:
         given["position_ids"] = _numbered(entrance, given, seen, shift)
+        _check_last(entrance, given["position_ids"], shift)
         return
     if isinstance(shift, Tensor):
         raise BadConfig(
             "rows of this batch start at several positions, and the model numbers all rows alike; activate one adapter"
         )
     entrance.inserted.shift = shift
+
+
+def _check_last(entrance: Entrance, positions: Tensor, shift: int | Tensor) -> None:
+    """Raises BadConfig where a table has no such position."""
+    if entrance.limit is None or torch.compiler.is_compiling() or positions.device.type == "meta":
+        return
+    last = int(positions.max()) - (0 if entrance.padding is None else entrance.padding + 1)
+    if last >= entrance.limit:
+        raise BadConfig(
+            f"a text that starts at position {int(torch.as_tensor(shift).max())} ends at {last}, and the model has "
+            f"{entrance.limit} positions; cut the text by {last + 1 - entrance.limit} tokens (max_length), or use "
+            "positions=kept"
+        )
 
 
 def _numbered(entrance: Entrance, given: dict[str, Any], seen: int, shift: int | Tensor) -> Tensor:
