@@ -141,7 +141,7 @@ UNBUILT: list[tuple[type[Method], dict[str, Any], str]] = [
     (PromptTuning, {"text": "it is"}, r"init is words and text 'it is'; write both"),
     (PromptTuning, {"length": 2, "ids": (4, 5, 6)}, "what it starts from is 3 tokens and length 2; choose length=3"),
     (PromptTuning, {"ids": (4, 5), "sizes": (1, 2)}, "sizes add up to 3, and ids are 2"),
-    (PromptTuning, {"ids": (4, 5), "sizes": (2, 0)}, "sizes .* at least one"),
+    (PromptTuning, {"ids": (4, 5), "sizes": (2, 0)}, r"sizes are \(2, 0\); a row is made of at least one token"),
     (PrefixTuning, {"init": "labels"}, "init=labels makes one row of each class; write them as init=text"),
 ]
 
@@ -162,7 +162,7 @@ UNWORDED: list[tuple[Method, dict[str, Any], str]] = [
         "the text is 4 tokens and length 3; choose length=4",
     ),
     (PromptTuning(init="text", text="  ", length=3), {"tokenizer": tokenizer()}, "makes nothing of '  '; write a text"),
-    (PrefixTuning(ids=(-1,), length=3), {}, "ids hold -1, and the vocabulary is 96 tokens"),
+    (PrefixTuning(ids=(5, -1), length=3), {}, "ids hold -1, and the vocabulary is 96 tokens"),
     (PromptTuning(ids=(5, 96), length=3), {}, "ids hold 96, and the vocabulary is 96 tokens"),
 ]
 

@@ -49,7 +49,7 @@ class PTuning(InText):
         if isinstance(self.encoder, str):
             object.__setattr__(self, "encoder", self.encoder.lower())
         super().__post_init__()
-        for what, number in {"width": self.width or 1, "depth": self.depth}.items():
+        for what, number in {"width": 1 if self.width is None else self.width, "depth": self.depth}.items():
             if number < 1:
                 raise BadConfig(f"p-tuning.{what} is {number}; it must be at least 1")
         if not 0 <= self.dropout < 1:
