@@ -45,12 +45,25 @@ class Entrance:
 class Inserted(local):
     """What this thread's forward has put in: how many, and where the text's tokens are now ([B, S] or None: behind).
 
-    shift: how much later its positions start, for a table of positions
+    shift: how much later its positions start, for a table of positions;  outer: of forwards around this one
     """
 
     count = 0
     text: Tensor | None = None
     shift = 0
+    outer: tuple[tuple[int, Tensor | None, int], ...] = ()
+
+    def begin(self) -> None:
+        """Nothing is put in yet."""
+        self.outer = (*self.outer, (self.count, self.text, self.shift))
+        self.count, self.text, self.shift = 0, None, 0
+
+    def end(self) -> tuple[int, Tensor | None]:
+        """What was put in; the forward around this one goes on."""
+        ended = self.count, self.text
+        self.count, self.text, self.shift = self.outer[-1] if self.outer else (0, None, 0)
+        self.outer = self.outer[:-1]
+        return ended
 
     def __reduce__(self) -> tuple[type[Inserted], tuple[()]]:
         return Inserted, ()

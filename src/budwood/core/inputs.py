@@ -21,9 +21,20 @@ from torch import Tensor, nn
 from budwood.anatomy import Anatomy, Site
 from budwood.core.delta import Delta, Source, deltas_of
 from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
-from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, order_of, without_block
+from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, without_block
 from budwood.core.plan import Part, names, parts_of
-from budwood.core.positions import can_listen, counts_of, listen_at, positions_with, shift_by, stop_listening
+from budwood.core.positions import (
+    can_listen,
+    check_continued,
+    check_room,
+    counts_columns,
+    counts_of,
+    listen_at,
+    order_in,
+    positions_with,
+    shift_by,
+    stop_listening,
+)
 from budwood.core.registry import registry_of, root_of
 from budwood.errors import BadConfig, NoSuchSite
 
@@ -176,7 +187,7 @@ def close_entrances(model: nn.Module) -> None:
             for key in [k for k, hook in module._forward_pre_hooks.items() if hook is begin_hook]:
                 del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
             for key in [k for k, hook in module._forward_hooks.items() if hook is end_hook]:
-                del module._forward_hooks[key]
+                del module._forward_hooks[key], module._forward_hooks_always_called[key]
 
 
 def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
@@ -200,7 +211,7 @@ def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
         )  # fmt: skip
         object.__setattr__(owner, _SLOT, entrance)
         owner.register_forward_pre_hook(begin_hook, with_kwargs=True, prepend=True)  # masks are read behind it
-        owner.register_forward_hook(end_hook)
+        owner.register_forward_hook(end_hook, always_call=True)
     return entrance
 
 
@@ -215,7 +226,7 @@ def _at_inputs(model: nn.Module) -> Iterator[tuple[str, InputDelta]]:
 def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
     """Before a stack's forward: ids, masks and positions with what the plan puts in."""
     entrance: Entrance = vars(module)[_SLOT]
-    entrance.inserted.count, entrance.inserted.text, entrance.inserted.shift = 0, None, 0
+    entrance.inserted.begin()
     given = {**dict(zip(entrance.arguments, args, strict=False)), **kwargs}
     text = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if text is None:
@@ -236,19 +247,17 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     elif block is not None and seen == 0:
         _insert(entrance, block, changed, text)
     elif block is not None:
-        _continue(block, changed, seen, text.shape[1])
+        _continue(entrance, block, changed, seen, text.shape[1])
     if entrance.has_positions and not (isinstance(shift, int) and shift == 0):
         shift_by(entrance, changed, shift, seen)
     return (), changed
 
 
 def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
-    """After a stack's forward: its states without what was put in."""
+    """After a stack's forward, also one that failed: its states without what was put in."""
     entrance: Entrance = vars(module)[_SLOT]
-    inserted = entrance.inserted
-    count, text = inserted.count, inserted.text
-    inserted.count, inserted.text, inserted.shift = 0, None, 0
-    if not count or entrance.feeds_decoder:
+    count, text = entrance.inserted.end()
+    if output is None or not count or entrance.feeds_decoder:
         return output
     if isinstance(output, tuple):
         return (_cut(entrance, output[0], count, text), *output[1:])
@@ -263,7 +272,7 @@ def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
 def _cut(entrance: Entrance, states: Tensor, count: int, text: Tensor | None) -> Tensor:
     """[B, T + S, d] -> [B, S, d]; a head that reads the first of all states still finds it there."""
     kept = without_block(states, count, text)
-    return torch.cat([states[:, :1], kept[:, 1:]], dim=1) if entrance.pools_first and text is None else kept
+    return torch.cat([states[:, :1], kept[:, 1:]], dim=1) if entrance.pools_first else kept
 
 
 def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
@@ -333,7 +342,8 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
             f"a prompt of {count} and a text of {length} tokens are {length + count} positions, the model has {room}; "
             f"cut the text to {room - count} tokens (max_length) or choose a shorter prompt"
         )
-    order, where = order_of(block, mask, length, text.device)
+    check_room(given.get("past_key_values"), length + count, count)
+    order, where = order_in(entrance, given, block, mask, length)
     if given.get("input_ids") is not None:
         given["input_ids"] = arranged(block.ids.to(text.dtype), text, order)
     else:
@@ -347,7 +357,7 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
         types = given["token_type_ids"]
         given["token_type_ids"] = arranged(types.new_zeros(batch, count), types, order)
     positions = given.get("position_ids")
-    if positions is None and block.visible is not None and entrance.has_positions and entrance.padding is None:
+    if positions is None and counts_columns(entrance, block):
         positions = torch.arange(length, device=text.device).unsqueeze(0)
     if positions is not None:
         given["position_ids"] = positions_with(entrance, block, positions.expand(batch, -1), order, where)
@@ -357,25 +367,24 @@ def _insert(entrance: Entrance, block: Block, given: dict[str, Any], text: Tenso
     entrance.inserted.text = where
 
 
-def _continue(block: Block, given: dict[str, Any], seen: int, length: int) -> None:
+def _continue(entrance: Entrance, block: Block, given: dict[str, Any], seen: int, length: int) -> None:
     """For `length` tokens after a text that is in the cache with its block, `seen` in all."""
-    mask = mask_of(given.get("attention_mask"))
-    cache = given["past_key_values"]
+    mask, positions = mask_of(given.get("attention_mask")), given.get("position_ids")
+    cache, count = given["past_key_values"], block.ids.shape[1]
+    whole = seen + length - count
+    check_continued(mask, positions, whole, count)
     if mask is None and block.visible is not None:  # generate leaves a mask of ones out
-        mask = torch.ones_like(block.visible, dtype=torch.int64)[:, :1].expand(-1, seen + length - block.ids.shape[1])
+        mask = torch.ones_like(block.visible, dtype=torch.int64)[:, :1].expand(-1, whole)
     if mask is not None:
-        order, _ = order_of(block, mask, mask.shape[1], mask.device)
+        order, _ = order_in(entrance, given, block, mask, mask.shape[1])
         given["attention_mask"] = arranged(mask_for(block, mask), mask, order)
-    room = cache.get_max_cache_shape() if cache.is_compileable else -1
-    if mask is not None and 0 < room < given["attention_mask"].shape[1]:
-        raise BadConfig(
-            f"the static cache holds {room} tokens, and the prompt of {block.ids.shape[1]} and the text are more; pass "
-            "past_key_values=StaticCache(model.config, max_cache_len=...) with room for the prompt, or a dynamic cache"
-        )
-    if given.get("position_ids") is not None:
-        given["position_ids"] = given["position_ids"] + block.counts
+    check_room(cache, seen + length, count)
+    if positions is None and counts_columns(entrance, block):
+        positions = torch.arange(whole - length, whole, device=block.ids.device).unsqueeze(0)
+    if positions is not None:
+        given["position_ids"] = positions + block.counts
     if given.get("cache_position") is not None:
-        given["cache_position"] = given["cache_position"] + block.ids.shape[1]
+        given["cache_position"] = given["cache_position"] + count
 
 
 def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
@@ -385,5 +394,5 @@ def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
         return
     block, own = _block(encoder, states), mask_of(mask)
     if block is not None and own is not None and own.shape[1] < states.shape[1]:
-        order, _ = order_of(block, own, own.shape[1], own.device)
+        order, _ = order_in(encoder, {}, block, own, own.shape[1])
         given["encoder_attention_mask"] = arranged(mask_for(block, own), own, order)

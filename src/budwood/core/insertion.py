@@ -48,21 +48,31 @@ class Block:
 
 
 def order_of(
-    block: Block, mask: Tensor | None, length: int, device: torch.device
+    block: Block, mask: Tensor | None, length: int, behind_padding: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(for each of T + S places its index in [block, text], for each token of the text its place); None in front."""
-    if not block.after:
+    """(for each of T + S places its index in [block, text], for each token of the text its place); None in front.
+
+    behind_padding: of a text that is padded on the left, the block stands between padding and text
+    """
+    if not block.after and (mask is None or not behind_padding):
         return None, None
-    batch, count = block.ids.shape
-    first = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    (batch, count), device = block.ids.shape, block.ids.device
+    begin = torch.full((batch, 1), int(block.after), device=device)
     if mask is not None:
-        first = mask.to(torch.int64).argmax(dim=1, keepdim=True)
+        begin = begin + mask.to(device, torch.int64).argmax(dim=1, keepdim=True)
     place = torch.arange(count + length, device=device).expand(batch, -1)
-    begin = first + 1
     behind = place >= begin + count
     order = torch.where(place < begin, count + place, torch.where(behind, place, place - begin))
     token = torch.arange(length, device=device).expand(batch, -1)
     return order, torch.where(token < begin, token, token + count)
+
+
+def ends_hidden(block: Block, length: int) -> tuple[Tensor, Tensor]:
+    """As `order_of` in front, but hidden columns stand at the end: the first of a row is what is read first."""
+    count, shown = block.ids.shape[1], block.counts
+    place = torch.arange(count + length, device=block.ids.device).expand(len(block.ids), -1)
+    behind = torch.where(place < shown + length, count + place - shown, place - shown - length)
+    return torch.where(place < shown, count - shown + place, behind), place[:, :length] + shown
 
 
 def arranged(block: Tensor, text: Tensor, order: Tensor | None) -> Tensor:

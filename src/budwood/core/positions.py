@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from budwood.core.entrance import Entrance
-from budwood.core.insertion import Block, arranged
+from budwood.core.insertion import Block, arranged, ends_hidden, order_of
 from budwood.errors import BadConfig
 
 _SLOT = "budwood_positions"
@@ -59,12 +59,26 @@ def shift_by(entrance: Entrance, given: dict[str, Any], shift: int | Tensor, see
     """Have a text start `shift` later, an int or [B, 1]. seen: tokens of it in the cache."""
     if entrance.table is None:
         given["position_ids"] = _numbered(entrance, given, seen, shift)
+        _check_last(entrance, given["position_ids"], shift)
         return
     if isinstance(shift, Tensor):
         raise BadConfig(
             "rows of this batch start at several positions, and the model numbers all rows alike; activate one adapter"
         )
     entrance.inserted.shift = shift
+
+
+def _check_last(entrance: Entrance, positions: Tensor, shift: int | Tensor) -> None:
+    """Raises BadConfig where a table has no such position."""
+    if entrance.limit is None or torch.compiler.is_compiling() or positions.device.type == "meta":
+        return
+    last = int(positions.max()) - (0 if entrance.padding is None else entrance.padding + 1)
+    if last >= entrance.limit:
+        raise BadConfig(
+            f"a text that starts at position {int(torch.as_tensor(shift).max())} ends at {last}, and the model has "
+            f"{entrance.limit} positions; cut the text by {last + 1 - entrance.limit} tokens (max_length), or use "
+            "positions=kept"
+        )
 
 
 def _numbered(entrance: Entrance, given: dict[str, Any], seen: int, shift: int | Tensor) -> Tensor:
@@ -99,5 +113,48 @@ def positions_with(
     if where is None:
         return torch.cat([steps, positions + block.counts], dim=1)
     kept = where == torch.arange(where.shape[1], device=where.device)  # tokens in front of the block: [B, S]
-    begin = torch.where(kept, positions, -1).amax(dim=1, keepdim=True) + 1
+    first = kept.sum(dim=1, keepdim=True) - int(block.after)  # the text's own
+    begin = positions.gather(1, first.clamp(max=where.shape[1] - 1)) + int(block.after)
     return arranged(begin + steps, torch.where(kept, positions, positions + block.counts), order)
+
+
+def order_in(
+    entrance: Entrance, given: dict[str, Any], block: Block, mask: Tensor | None, length: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `order_of`: behind the padding of a text that is padded on the left, where the model numbers no columns."""
+    if entrance.pools_first:
+        front = block.visible is not None and not block.after
+        return ends_hidden(block, length) if front else order_of(block, mask, length, False)
+    told = given.get("position_ids") is not None
+    return order_of(block, mask, length, told or entrance.counts_mask or "position_ids" not in entrance.arguments)
+
+
+def counts_columns(entrance: Entrance, block: Block) -> bool:
+    """Whether the model would number columns that are hidden, too."""
+    by_text = entrance.counts_mask or entrance.padding is not None
+    return block.visible is not None and entrance.has_positions and not by_text
+
+
+def check_room(cache: Any, length: int, count: int) -> None:
+    """Raises BadConfig where a static cache is too short for a text and its block of `count`."""
+    if cache is None or not cache.is_compileable:
+        return
+    layers = zip(cache.layers, cache.is_sliding, strict=True)
+    room = max((layer.get_max_length() for layer, is_sliding in layers if not is_sliding), default=-1)
+    if 0 < room < length:
+        raise BadConfig(
+            f"the static cache holds {room} tokens, and the prompt of {count} and the text are {length}; pass "
+            "past_key_values=StaticCache(model.config, max_cache_len=...) with room for both, or a dynamic cache"
+        )
+
+
+def check_continued(mask: Tensor | None, positions: Tensor | None, whole: int, count: int) -> None:
+    """generate takes all that is in a cache for text, and so hands on too few tokens of a text that goes on."""
+    found = whole if mask is None else mask.shape[1]
+    if mask is None and positions is not None and positions.dim() == 2 and not torch.compiler.is_compiling():
+        found = int(positions[0, -1]) + 1
+    if found != whole:
+        raise BadConfig(
+            f"a text of {found} tokens goes on from a cache; its text and the tokens given make {whole}: the cache has "
+            f"a prompt of {count}, too, and generate counts it as text; give the whole text without past_key_values"
+        )

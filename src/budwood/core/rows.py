@@ -56,6 +56,11 @@ class FrontDelta(Delta):
         """Called where the rows are put in front."""
         self._met.value = True
 
+    def enter(self, x: Tensor) -> Tensor:
+        """x as it is: this call of the module has not met the rows yet."""
+        self._met.value = False
+        return x
+
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """y as it is. Raises WrongOrder where the rows were not put in front."""
         if not self._met.value:
@@ -63,7 +68,6 @@ class FrontDelta(Delta):
                 f"{self.path} ran without its prefix: the attention implementation was changed after attaching; "
                 "detach, change it with set_attn_implementation, then attach again"
             )
-        self._met.value = False
         return y
 
 

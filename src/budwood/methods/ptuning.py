@@ -53,7 +53,7 @@ class PTuning(InText):
         if isinstance(self.encoder, str):
             object.__setattr__(self, "encoder", self.encoder.lower())
         super().__post_init__()
-        for what, number in {"width": self.width or 1, "depth": self.depth}.items():
+        for what, number in {"width": 1 if self.width is None else self.width, "depth": self.depth}.items():
             if number < 1:
                 raise BadConfig(f"p-tuning.{what} is {number}; it must be at least 1")
         if not 0 <= self.dropout < 1:
@@ -98,10 +98,11 @@ class PseudoTokens(PromptDelta):
             _fit(self.network, self.E, start.to(self.E))
 
     def table(self) -> Tensor:
-        """[length, d]."""
+        """[length, d]. In mixed precision the network stays in its own: LSTMs have no other everywhere."""
         if self.network is None:
             return self.P
-        rows: Tensor = self.network(self.E)
+        with torch.autocast(self.E.device.type, enabled=False):
+            rows: Tensor = self.network(self.E)
         return rows
 
     def stored(self) -> dict[str, Tensor]:

@@ -45,6 +45,8 @@ class FromWords(Method):
             )
         if self.sizes and sum(self.sizes) != len(self.ids):
             raise BadConfig(f"{self.name}: sizes add up to {sum(self.sizes)}, and ids are {len(self.ids)}")
+        if min(self.sizes, default=1) < 1:
+            raise BadConfig(f"{self.name}: sizes are {self.sizes}; a row is made of at least one token")
         rows = len(self.sizes or self.ids)
         if rows > self.length:
             what = "the text" if self.init == "text" else "what it starts from"
@@ -83,8 +85,9 @@ class FromWords(Method):
     def row_ids(self, vocabulary: int) -> list[list[int]]:
         """Token ids of each of the `length` rows. Raises BadConfig where the vocabulary has no such id."""
         ids = self.ids or _drawn(range(min(vocabulary, COMMON)), self.length)
-        if max(ids) >= vocabulary or min(ids) < 0:
-            raise BadConfig(f"{self.name}: ids hold {max(ids)}, and the vocabulary is {vocabulary} tokens")
+        strange = next((number for number in ids if not 0 <= number < vocabulary), None)
+        if strange is not None:
+            raise BadConfig(f"{self.name}: ids hold {strange}, and the vocabulary is {vocabulary} tokens")
         ends = torch.tensor(self.sizes or (1,) * len(ids)).cumsum(0).tolist()
         rows = [list(ids[end - size : end]) for end, size in zip(ends, self.sizes or (1,) * len(ids), strict=True)]
         return [rows[place % len(rows)] for place in range(self.length)]
