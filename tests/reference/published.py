@@ -78,8 +78,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "bert-large-squad": meta(AutoModelForQuestionAnswering, "bert", **LARGE),
     "gpt2": meta(AutoModelForCausalLM, "gpt2"),
     "gpt2-xl": meta(AutoModelForCausalLM, "gpt2", n_embd=1600, n_layer=48, n_head=25),
-    "gpt3-one-layer": meta(AutoModelForCausalLM, "gpt2", n_embd=12288, n_layer=1, n_head=96, n_positions=2048),
-    "megatron-11b-one-layer": meta(AutoModelForCausalLM, "gpt2", n_embd=3072, n_layer=1, n_head=32),
+    "as-wide-as-gpt3": meta(
+        AutoModelForCausalLM, "llama", hidden_size=12288, num_hidden_layers=1, num_attention_heads=96,
+    ),
+    "as-wide-as-megatron-11b": meta(
+        AutoModelForCausalLM, "llama", hidden_size=3072, num_hidden_layers=1, num_attention_heads=32,
+    ),
     "smollm2-135m": meta(
         AutoModelForCausalLM, "llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, intermediate_size=1536, vocab_size=49152, tie_word_embeddings=True,

@@ -54,7 +54,7 @@ def within(name: str, d: int, trained: int) -> tuple[str, Method, int, int]:
 
 def words(length: int, infix: int, count: int) -> tuple[str, Method, int, int]:
     """LoRA's PreEmbed at the width of GPT-3: pseudo tokens without a network, some in front, some inside."""
-    return deployed("gpt3-one-layer", PTuning(length=length + infix, place="inside", encoder=None), count)
+    return deployed("as-wide-as-gpt3", PTuning(length=length + infix, place="inside", encoder=None), count)
 
 
 COUNTS: list[tuple[str, Method, int, int]] = [
@@ -99,7 +99,7 @@ COUNTS: list[tuple[str, Method, int, int]] = [
     within("gpt2", 768, 8_278_272),
     within("gpt2-medium", 1024, 14_707_712),
     within("gpt2-xl", 1600, 35_883_200),
-    within("megatron-11b-one-layer", 3072, 132_203_520),
+    within("as-wide-as-megatron-11b", 3072, 132_203_520),
     ("bert-large", PTuning(length=9, encoder="mlp", width=1024), 3_158_016, 9_216),
     ("bert-large", PTuning(length=9, width=1024), 48_279_552, 9_216),
     # of several tasks: P of all, U and V of each
@@ -113,7 +113,7 @@ COUNTS: list[tuple[str, Method, int, int]] = [
     words(512, 8, 6_389_760),
 ]
 """(model, method, trained, saved)."""
-BIG = (*SLOW, "gpt2-xl", "llama3-8b", "t5-xl", "t5-xxl")
+BIG = (*SLOW, "as-wide-as-megatron-11b", "gpt2-xl", "llama3-8b", "t5-xl", "t5-xxl")
 
 
 def cases(counts: list[Any]) -> list[Any]:
