@@ -7,23 +7,11 @@ LLM-Adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
 
 import budwood.core as core
-from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
 from budwood.methods import (
     IA3,
@@ -38,58 +26,8 @@ from budwood.methods import (
     UniPELT,
     parse_method,
 )
+from reference.published import SLOW, attached, read
 
-BASE: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}
-LARGE: dict[str, Any] = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-}  # fmt: skip
-ROBERTA: dict[str, Any] = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-LLAMA: dict[str, Any] = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
-    "vocab_size": 32000,
-}  # fmt: skip
-LLAMA_13B = {
-    **LLAMA, "hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13824,
-}  # fmt: skip
-LLAMA3 = {**LLAMA, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}
-
-
-def meta(auto: Any, model_type: str, **settings: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        with torch.device("meta"):
-            return auto.from_config(AutoConfig.for_model(model_type, **settings))
-
-    return build
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "roberta-base": meta(AutoModel, "roberta", **BASE, **ROBERTA),
-    "roberta-base-mnli": meta(AutoModelForSequenceClassification, "roberta", **BASE, **ROBERTA, num_labels=3),
-    "roberta-large": meta(AutoModel, "roberta", **LARGE, **ROBERTA),
-    "xlm-roberta-base": meta(AutoModel, "roberta", **BASE, **{**ROBERTA, "vocab_size": 250002}),
-    "bert-base": meta(AutoModel, "bert", **BASE),
-    "bert-large": meta(AutoModel, "bert", **LARGE),
-    "bart-large": meta(
-        AutoModelForSeq2SeqLM, "bart", d_model=1024, encoder_layers=12, decoder_layers=12, encoder_attention_heads=16,
-        decoder_attention_heads=16, encoder_ffn_dim=4096, decoder_ffn_dim=4096,
-    ),
-    "deberta-xxl": meta(
-        AutoModel, "deberta-v2", hidden_size=1536, num_hidden_layers=48, num_attention_heads=24, intermediate_size=6144,
-        vocab_size=128100, relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-    ),
-    "gpt2-medium": meta(AutoModelForCausalLM, "gpt2", n_embd=1024, n_layer=24, n_head=16),
-    "gpt2-large": meta(AutoModelForCausalLM, "gpt2", n_embd=1280, n_layer=36, n_head=20),
-    "gpt3": meta(AutoModelForCausalLM, "gpt2", n_embd=12288, n_layer=96, n_head=96, n_positions=2048),
-    "llama-7b": meta(AutoModelForCausalLM, "llama", **LLAMA),
-    "llama-13b": meta(AutoModelForCausalLM, "llama", **LLAMA_13B),
-    "llama3-8b": meta(AutoModelForCausalLM, "llama", **LLAMA3),
-}  # fmt: skip
 QV = ("attn.q", "attn.v")
 QKVO = ("attn.q", "attn.k", "attn.v", "attn.o")
 QKVUD = ("attn.q", "attn.k", "attn.v", "mlp.up", "mlp.down")
@@ -166,7 +104,6 @@ COUNTS: list[tuple[str, Method, int]] = [
     ("llama-13b", LinearAdapter(form="adapter-p"), 104_857_600),
     ("llama-13b", LinearAdapter(form="parallel", targets=("mlp.up", "mlp.down")), 387_973_120),
 ]
-SLOW = ("gpt3", "llama-13b")
 WEIGHTS: list[tuple[str, Method, int]] = [
     ("bart-large", AdapterH(size=200, targets=("attn", "cross")), 14_745_600),
     ("bart-large", Parallel(size=200, targets=("attn", "cross"), bias=False), 14_745_600),
@@ -221,19 +158,3 @@ def test_fusion_of_two() -> None:
     for name in "fba":
         core.detach(model, name)
     assert found == 21_252_096
-
-
-def attached(name: str, method: Method) -> dict[str, int]:
-    """Sizes of the method's parameters by name."""
-    model, anatomy = read(name)
-    core.attach(model, method, name="a", anatomy=anatomy)
-    found = {key: p.numel() for key, p in core.named_parameters(model, "a").items()}
-    core.detach(model, "a")
-    return found
-
-
-@cache
-def read(name: str) -> tuple[nn.Module, Anatomy]:
-    """The model and its anatomy, made once."""
-    model = MODELS[name]()
-    return model, discover(model)
