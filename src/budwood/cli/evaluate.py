@@ -67,24 +67,17 @@ def evaluate(
     corpus = subject.read(data)
     split = split or next(name for name in PREFERENCE if name in corpus.splits)
     _warn_of_seen_rows(subject, data, split, sink)
-    sink.say(
-        f"{' and '.join(one.in_force for one in (subject, *others))}: {corpus.origin}, {split}, {len(corpus.rows(split))} rows"
-    )
+    shown = " and ".join(one.in_force for one in (subject, *others))
+    sink.say(f"{shown}: {corpus.origin}, {split}, {len(corpus.rows(split))} rows")
     found = _scores(subject, others, corpus, split, metric, answers)
-    trained, base = found.trained, found.base
-    for note in trained.notes:
+    for note in found.trained.notes:
         sink.say(note)
     if out is not None:
-        _write_predictions(trained, out)
+        _write_predictions(found.trained, out)
     sink.show(_table(found))
     sink.result({
         "subject": subject.shown, "base": subject.base, "on": subject.on, "data": corpus.origin, "split": split,
-        "scores": [vars(score) for score in trained.scores], "base_scores": [vars(score) for score in base.scores],
-        "notes": trained.notes, "predictions": out,
-        "together": [
-            {"subject": one.shown, "scores": [vars(score) for score in alone.scores]}
-            for one, alone in zip((subject, *others), found.alone)
-        ],
+        "with": [one.shown for one in others], **found.to_dict(), "predictions": out,
     })  # fmt: skip
     return 0
 
@@ -97,6 +90,13 @@ class Found:
     base: EvaluationResult
     alone: tuple[EvaluationResult, ...] = ()
     """Of each by itself, where there are several."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        trained, base, *alone = (
+            [vars(score) for score in one.scores] for one in (self.trained, self.base, *self.alone)
+        )
+        return {"scores": trained, "base_scores": base, "scores_alone": alone, "notes": self.trained.notes}
 
 
 def _scores(
@@ -118,15 +118,13 @@ def _scores(
         return evaluate(model, tokenizer, corpus, split, options=replace(options, ensemble=ensemble))
 
     with subject.arithmetic():
-        with pair.base() as model:
-            base = scored(model)
-        if not others:
-            return Found(scored(pair.trained), base)
+        trained = scored(pair.trained, Ensemble(pair.plans) if others else None)
         alone = []
-        for plan in pair.plans:
+        for plan in pair.plans if others else ():
             with using(pair.trained, plan):
                 alone.append(scored(pair.trained))
-        return Found(scored(pair.trained, Ensemble(pair.plans)), base, tuple(alone))
+        with pair.base() as model:
+            return Found(trained, scored(model), tuple(alone))
 
 
 def _table(found: Found) -> Table:
