@@ -57,6 +57,8 @@ Unlisted = Parameter(show=False)
 """A flag that works and that the help leaves to docs/howto/cli.md."""
 Below = Annotated[tuple[str, ...], Parameter(negative=(), show=False)]
 """What an adapter stands on: runs or adapter folders."""
+Together = Annotated[tuple[str, ...], Parameter(name="--with", negative=(), show=False)]
+"""Others that answer together with an adapter: runs or adapter folders."""
 
 
 @Parameter(name="*")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from budwood.assets import ModelRef
+    from budwood.core import Plan
     from budwood.data import Cloze, Corpus, Task
     from budwood.interop import Description
     from budwood.records import RunFolder
@@ -80,19 +82,24 @@ class Subject:
         with arithmetic(self.device, self.compute):
             yield
 
+    def find_base(self) -> ModelRef:
+        """The base on this disk."""
+        from budwood.assets import resolve_model
+
+        return resolve_model(self.base, offline=bool(self.settings.get("offline")), say=self.sink.say)
+
     def load_base(self, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """The base alone, on the device; dtype None is float32 for exact arithmetic, else what is stored."""
         import torch
 
-        from budwood.assets import load_model, resolve_model
+        from budwood.assets import load_model
         from budwood.train.randomness import seed_everything
 
-        ref = resolve_model(self.base, offline=bool(self.settings.get("offline")), say=self.sink.say)
         if dtype is None and self.compute == torch.float32:
             dtype = torch.float32
         seed_everything(whole(self.settings, "seed", 0))
         model = load_model(
-            ref,
+            self.find_base(),
             task=self.task,
             labels=self.labels,
             dtype=dtype,
@@ -105,18 +112,21 @@ class Subject:
 
         Raises BadCheckpoint for a wrong base or damaged files.
         """
+        model = self.load_base(dtype=dtype)
+        self.put_on(model, NAME)
+        return model
+
+    def put_on(self, model: PreTrainedModel, name: str) -> Plan:
+        """Load the adapter, and those it stands on below, onto a model: the plan that it acts by."""
         from budwood.train.stacking import load_on
 
-        model = self.load_base(dtype=dtype)
-        load_on(model, self.folder, name=NAME, on=self.on, allow_pickle=bool(self.settings.get("allow_pickle")))
-        return model
+        return load_on(model, self.folder, name=name, on=self.on, allow_pickle=bool(self.settings.get("allow_pickle")))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
-        from budwood.assets import load_tokenizer, resolve_model
+        from budwood.assets import load_tokenizer
 
-        ref = resolve_model(self.base, offline=bool(self.settings.get("offline")), say=self.sink.say)
-        return load_tokenizer(ref, trust_remote_code=self._trusts)
+        return load_tokenizer(self.find_base(), trust_remote_code=self._trusts)
 
     def read(self, source: str | None) -> Corpus:
         """Data to use it on: `source`, or what the run was trained with, divided as the run divided it.
@@ -154,15 +164,22 @@ class Pair:
     subject: Subject
     trained: PreTrainedModel
     other: PreTrainedModel | None = None
+    plans: tuple[Plan, ...] = ()
+    """How the adapter acts, and each of those that were loaded beside it."""
 
     @classmethod
-    def load(cls, subject: Subject) -> Pair:
-        """Both, on the device."""
+    def load(cls, subject: Subject, beside: Sequence[Subject] = ()) -> Pair:
+        """Both, on the device.
+
+        beside: others of the same base and task to load as well; none of them may train the base in place
+        """
         from budwood.core import adapters
 
-        trained = subject.load()
+        trained = subject.load_base()
+        names = (NAME, *(f"{NAME}-{number}" for number in range(2, len(beside) + 2)))
+        plans = tuple(one.put_on(trained, name) for one, name in zip((subject, *beside), names, strict=True))
         in_place = bool(adapters(trained)[NAME].unfrozen)
-        return cls(subject, trained, subject.load_base() if in_place else None)
+        return cls(subject, trained, subject.load_base() if in_place else None, plans)
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:
@@ -203,6 +220,26 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
         run.adapter, run, model or manifest.model, task, found.labels, _over(settings, run.config()), sink,
         on=_below(found, settings, str(run.path)), cloze=_cloze(found, run.path),
     )  # fmt: skip
+
+
+def check_alike(subject: Subject, others: Sequence[Subject]) -> None:
+    """Raise BadConfig for others that do not answer what this one does: another base, task, classes or cloze."""
+    for other in others:
+        for what, ours, theirs in (
+            ("base", str(subject.find_base().path), str(other.find_base().path)),
+            ("task", subject.task, other.task),
+            ("classes", subject.labels, other.labels),
+            ("cloze", subject.cloze, other.cloze),
+        ):
+            if ours != theirs:
+                raise BadConfig(
+                    f"{other.shown} has another {what} than {subject.shown}: {_listed(theirs)}, not {_listed(ours)}; "
+                    "only runs of one base, task and classes answer together: leave it out of --with"
+                )
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _of_adapter(path: Path, settings: Mapping[str, object], sink: Sink, model: str | None) -> Subject:

@@ -158,6 +158,27 @@ class Batch:
             words=there(self.words),
         )
 
+    def repeated(self, times: int) -> Batch:
+        """The whole batch several times, one after the other."""
+
+        def again(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.repeat(times, *(1,) * (tensor.ndim - 1))
+
+        return replace(
+            self,
+            input_ids=self.input_ids.repeat(times, 1),
+            attention_mask=self.attention_mask.repeat(times, 1),
+            labels=again(self.labels),
+            spans=again(self.spans),
+            token_type_ids=again(self.token_type_ids),
+            rows=self.rows * times,
+            lengths=self.lengths * times,
+            parts=self.parts * times,
+            target_lengths=None if self.target_lengths is None else self.target_lengths * times,
+            decoder_input_ids=again(self.decoder_input_ids),
+            places=again(self.places),
+        )
+
     def without_pseudo(self) -> Batch:
         """The same rows for a model that has nothing to put in the place of pseudo tokens."""
         if not self.pseudo:

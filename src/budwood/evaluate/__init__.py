@@ -3,6 +3,7 @@
 from budwood.evaluate.classify import Classification as Classification
 from budwood.evaluate.classify import classify as classify
 from budwood.evaluate.cloze import answer as answer
+from budwood.evaluate.ensemble import Ensemble as Ensemble
 from budwood.evaluate.fill import fill as fill
 from budwood.evaluate.fill import gaps as gaps
 from budwood.evaluate.fill import hidden as hidden

@@ -13,6 +13,7 @@ from torch import Tensor
 from budwood.data import Batch
 from budwood.errors import BadConfig, BadData
 from budwood.evaluate import metrics
+from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.inputs import class_logits
 from budwood.evaluate.intervals import Floats, Integers
 from budwood.evaluate.loss import single_rows
@@ -61,9 +62,10 @@ class Classification:
         return confidences
 
 
-def classify(model: Any, batches: Iterable[Batch]) -> Classification:
+def classify(model: Any, batches: Iterable[Batch], *, ensemble: Ensemble | None = None) -> Classification:
     """Run a sequence classifier of transformers, or a language model asked by a cloze, over batches of labels [rows].
 
+    ensemble: the adapters whose probabilities are averaged; without it, the model as it is
     Raises BadData if there is no row or a row has no class; BadConfig if the padding of the batches is not what a
     decoder looks for to find a row's last token.
     """
@@ -76,8 +78,8 @@ def classify(model: Any, batches: Iterable[Batch]) -> Classification:
                 raise BadData("a batch has no class for each row; encode a corpus of text and label")
             labels.append(batch.labels)
             batch = batch.to(model.device)
-            logits = _logits(model, batch)  # [rows, classes]
-            _check_padding(model, batch, logits, is_first=not found)
+            logits = _logits(model, batch, ensemble)  # [rows, classes]
+            _check_padding(model, batch, logits, ensemble, is_first=not found)
             rows += batch.rows
             found.append(logits)
     if not rows:
@@ -91,10 +93,10 @@ def classify(model: Any, batches: Iterable[Batch]) -> Classification:
     )
 
 
-def _logits(model: Any, batch: Batch) -> Tensor:
+def _logits(model: Any, batch: Batch, ensemble: Ensemble | None) -> Tensor:
     """[rows, classes] float32."""
     try:
-        logits = class_logits(model, batch).float()
+        logits = combined(class_logits, model, batch, ensemble).float()
     except ValueError as error:
         if model.config.get_text_config().pad_token_id is None:
             raise _no_padding(model, "no pad_token_id") from error
@@ -107,14 +109,14 @@ def _logits(model: Any, batch: Batch) -> Tensor:
     return logits
 
 
-def _check_padding(model: Any, batch: Batch, logits: Tensor, *, is_first: bool) -> None:
+def _check_padding(model: Any, batch: Batch, logits: Tensor, ensemble: Ensemble | None, *, is_first: bool) -> None:
     """Decoders take the last token that is not the padding token they know; the batch must pad with that one."""
     known = model.config.get_text_config().pad_token_id
     padding = batch.input_ids[batch.attention_mask == 0]
     if not is_first or batch.places is not None or not len(padding) or bool((padding == known).all()):
         return
     shortest = min(range(len(batch)), key=lambda row: batch.lengths[row])
-    alone = _logits(model, list(single_rows(batch))[shortest])[0]
+    alone = _logits(model, list(single_rows(batch))[shortest], ensemble)[0]
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     if not torch.allclose(alone, logits[shortest], rtol=tolerance, atol=tolerance):
         raise _no_padding(model, f"pad_token_id {known} and the batch is padded with {int(padding[0])}")

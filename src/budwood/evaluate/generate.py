@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from budwood.data import Example, Turn, collate, encode_prompts, encode_sources
 from budwood.data.templates import style_for
 from budwood.errors import BadConfig, BadData
+from budwood.evaluate.ensemble import Ensemble
 from budwood.evaluate.mode import evaluating
 from budwood.evaluate.sampling import Draw, Sampling
 
@@ -70,12 +72,14 @@ def complete(
     batch_size: int = 8,
     template: Template = "auto",
     stop_ids: Collection[int] = (),
+    ensemble: Ensemble | None = None,
 ) -> list[Generation]:
     """Answers in the order of the prompts, by the model with the adapters as they are; greedy without `sampling`.
 
     Prompts of like length share a batch.  The model's own repetition penalty and the like are not used.
     template: how turns are written: 'chat', 'plain', or 'auto' for chat where the tokenizer has a template
     stop_ids: stop tokens besides the tokenizer's, the template's and the model's generation config's
+    ensemble: the adapters that vote on each answer; without it, the model as it is
     Raises   BadConfig for a model that does not generate; BadData, with its number, for a prompt that is empty or does
              not fit the model's context.
     """
@@ -96,8 +100,11 @@ def complete(
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            rows = _continued(model, [examples[i] for i in chosen], chosen, stops, max_new_tokens, sampling)
-            found.update(zip(chosen, (_cut(row, stops, tokenizer) for row in rows), strict=True))
+            rows = _continued(model, [examples[i] for i in chosen], chosen, stops, max_new_tokens, sampling, ensemble)
+            answers = [_cut(row, stops, tokenizer) for row in rows]
+            for place, number in enumerate(chosen):
+                of_each = answers[place :: len(chosen)]
+                found[number] = of_each[ensemble.vote([one.text.strip() for one in of_each]) if ensemble else 0]
     return [found[place] for place in range(len(examples))]
 
 
@@ -171,10 +178,12 @@ def _continued(
     stops: tuple[int, ...],
     max_new_tokens: int,
     sampling: Sampling | None,
+    ensemble: Ensemble | None,
 ) -> list[list[int]]:
-    """The new tokens of each row, a stop token and padding after it included."""
+    """The new tokens of each row, a stop token and padding after it included; of an ensemble, adapter by adapter."""
     reads_apart = model.config.is_encoder_decoder
     batch = collate(examples, stops[0], "right" if reads_apart else "left").to(model.device)
+    acting, times = (ensemble.acting(model, len(batch)), len(ensemble.parts)) if ensemble else (nullcontext(), 1)
     begun = model.generation_config
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -188,13 +197,15 @@ def _continued(
         decoder_start_token_id=begun.decoder_start_token_id,
         forced_bos_token_id=begun.forced_bos_token_id,
     )
-    processors = LogitsProcessorList([] if sampling is None else [Draw(sampling, numbers)])
-    ids = model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        generation_config=settings,
-        logits_processor=processors,
-    )
+    processors = LogitsProcessorList([] if sampling is None else [Draw(sampling, [*numbers] * times)])
+    batch = batch.repeated(times)
+    with acting:
+        ids = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            generation_config=settings,
+            logits_processor=processors,
+        )
     new: list[list[int]] = ids[:, 1 if reads_apart else batch.input_ids.shape[1] :].tolist()
     return new
 

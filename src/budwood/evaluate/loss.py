@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from budwood.data import IGNORE, Batch
 from budwood.errors import BadData, Diverged
 from budwood.evaluate import metrics
+from budwood.evaluate.ensemble import Ensemble, combined, log_mean
 from budwood.evaluate.head import Captured, Head, head_of, without_cache
 from budwood.evaluate.inputs import class_logits, fitted
 from budwood.evaluate.intervals import Integers
@@ -79,14 +80,17 @@ class LossReport:
         return rows, losses, tokens, correct
 
 
-def evaluate_loss(model: Any, batches: Iterable[Batch], *, chunk_tokens: int | None = None) -> LossReport:
+def evaluate_loss(
+    model: Any, batches: Iterable[Batch], *, chunk_tokens: int | None = None, ensemble: Ensemble | None = None
+) -> LossReport:
     """Losses on `batches` without dropout or gradients; every module's mode is put back afterwards.
 
     model:        a language model or classifier of transformers, with whatever is attached to it, not wrapped
     chunk_tokens: labelled positions whose logits are held at a time; None is what fits 32 MiB
+    ensemble:     the adapters whose probabilities are averaged; without it, the model as it is
     Raises        BadData if no position counts, BadConfig for rows of another kind of model.
     """
-    losses = _Losses(model, chunk_tokens)
+    losses = _Losses(model, chunk_tokens, ensemble)
     rows: list[int] = []
     is_masked = False
     found: list[Sums] = []
@@ -122,8 +126,8 @@ def _broken(model: Any, rows: list[int]) -> str:
 class _Losses:
     """The losses of one batch after another, by the route that the first one shows to be right."""
 
-    def __init__(self, model: Any, chunk_tokens: int | None) -> None:
-        self.model, self.chunk_tokens = model, chunk_tokens
+    def __init__(self, model: Any, chunk_tokens: int | None, ensemble: Ensemble | None) -> None:
+        self.model, self.chunk_tokens, self.ensemble = model, chunk_tokens, ensemble
         self.route = ""
 
     def __call__(self, batch: Batch) -> Sums:
@@ -131,11 +135,11 @@ class _Losses:
             raise BadData("a batch without labels has no loss; encode rows with answers or labels")
         if batch.labels.ndim == 1:
             self.route = CLASSES
-            logits = class_logits(self.model, batch)  # [rows, classes]
+            logits = combined(class_logits, self.model, batch, self.ensemble)  # [rows, classes]
             return _sums(logits, batch.labels, torch.arange(len(batch), device=logits.device), len(batch))
         if not bool((batch.labels[:, int(batch.shift) :] != IGNORE).any()):
             return _no_sums(len(batch), batch.labels.device)
-        head = None if self.route == PLAIN else head_of(self.model)
+        head = None if self.route == PLAIN or self.ensemble else head_of(self.model)
         if head is None or (not self.route and not self._agrees(head, first_row(batch))):
             return self._plain(batch)
         return self._chunked(head, batch)
@@ -164,8 +168,11 @@ class _Losses:
         self.route = PLAIN
         parts = []
         for row in single_rows(batch):
-            logits = self.model(**row.inputs(), **without_cache(self.model)).logits  # [1, length', vocab]
-            parts.append(self._summed(logits[:, -_width(row) :], row, lambda states: states))
+            if self.ensemble is None:
+                parts.append(self._summed(_logits(self.model, row), row, lambda states: states))
+            else:
+                every = self.ensemble.ask(self.model, row, _logits).movedim(0, 2)  # [1, length, N, vocab]
+                parts.append(self._summed(every, row, lambda states: log_mean(states, dim=-2)))
         losses, tokens, correct = (torch.cat(part) for part in zip(*parts, strict=True))
         return losses, tokens, correct
 
@@ -205,6 +212,12 @@ def single_rows(batch: Batch) -> Iterator[Batch]:
             decoder_input_ids=None if written is None else written[there],
             places=None if places is None else places[here[0]] - start,
         )
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    """[rows, length, vocab], without what a soft prompt put in front."""
+    logits: Tensor = model(**batch.inputs(), **without_cache(model)).logits
+    return logits[:, -_width(batch) :]
 
 
 def _width(batch: Batch) -> int:

@@ -18,6 +18,7 @@ from budwood.data.spans import LENGTH
 from budwood.errors import BadConfig
 from budwood.evaluate import metrics
 from budwood.evaluate.batches import batches
+from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.intervals import Floats, Integers
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score
@@ -81,9 +82,10 @@ class Located:
         return metrics.of_sums("span_accuracy", correct, windows, unit="share of windows")
 
 
-def locate(model: Any, batches: Iterable[Batch]) -> Located:
+def locate(model: Any, batches: Iterable[Batch], *, ensemble: Ensemble | None = None) -> Located:
     """Run a question answerer of transformers, encoder or decoder, over batches of windows.
 
+    ensemble: the adapters whose probabilities of beginnings and ends are averaged; without it, the model as it is
     Raises BadConfig for a model that does something else.
     """
     found: dict[int, Found] = {}
@@ -93,7 +95,7 @@ def locate(model: Any, batches: Iterable[Batch]) -> Located:
     with evaluating(model):
         for batch in batches:
             here = batch.to(model.device)
-            logits = span_logits(model, here)  # [B, 2, T]
+            logits = combined(_readable_logits, model, here, ensemble)  # [B, 2, T]
             for place, row in enumerate(batch.rows):
                 one = _best(logits[place].cpu(), batch.parts[place])
                 found[row] = _better(found[row], one) if row in found else one
@@ -130,6 +132,10 @@ def span_logits(model: Any, batch: Batch) -> Tensor:
     if "start_logits" not in out:
         raise BadConfig(f"{type(model).__name__} does not find answers; load the model for question-answering")
     return torch.stack((out.start_logits, out.end_logits), dim=1)[..., -batch.input_ids.shape[1] :].float()
+
+
+def _readable_logits(model: Any, batch: Batch) -> Tensor:
+    return _readable(span_logits(model, batch), batch)
 
 
 def span_losses(logits: Tensor, batch: Batch) -> Tensor:

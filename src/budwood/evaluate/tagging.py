@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 from torch.nn import functional as F
 
 from budwood.data import Batch, encode_words
@@ -15,6 +16,7 @@ from budwood.data.tags import OUTSIDE, spans
 from budwood.errors import BadConfig, BadData
 from budwood.evaluate import metrics
 from budwood.evaluate.batches import batches
+from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.intervals import Floats, Integers
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score
@@ -72,9 +74,10 @@ class Tagging:
         return np.array(found, np.int64).reshape(-1, 3)
 
 
-def tag(model: Any, batches: Iterable[Batch]) -> Tagging:
+def tag(model: Any, batches: Iterable[Batch], *, ensemble: Ensemble | None = None) -> Tagging:
     """The tags of a token classifier of transformers, encoder or decoder, over batches of words.
 
+    ensemble: the adapters whose probabilities are averaged; without it, the model as it is
     Raises BadConfig for a model that does something else.
     """
     names = tuple(str(model.config.id2label[number]) for number in range(model.config.num_labels))
@@ -82,10 +85,7 @@ def tag(model: Any, batches: Iterable[Batch]) -> Tagging:
     with evaluating(model):
         for batch in batches:
             here = batch.to(model.device)
-            out = model(**here.inputs())
-            if "logits" not in out or out.logits.ndim != 3 or out.logits.shape[-1] != len(names):
-                raise BadConfig(f"{type(model).__name__} does not tag words; load the model for token-classification")
-            logits = out.logits[:, -here.input_ids.shape[1] :]  # [B, T, tags], without a prompt in front
+            logits = combined(_logits, model, here, ensemble)  # [B, T, tags]
             for place, row in enumerate(batch.rows):
                 tokens, words = zip(*firsts(batch.parts[place]), strict=True)
                 scores = logits[place, list(tokens)].float()  # [words, tags]
@@ -101,6 +101,15 @@ def tag(model: Any, batches: Iterable[Batch]) -> Tagging:
     return Tagging(
         names=names, rows=numbers, words=words_of, said=said_of, right=right_of, losses=np.array(losses, np.float64)
     )
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    """[B, T, tags], without what a soft prompt put in front."""
+    out = model(**batch.inputs())
+    if "logits" not in out or out.logits.ndim != 3 or out.logits.shape[-1] != model.config.num_labels:
+        raise BadConfig(f"{type(model).__name__} does not tag words; load the model for token-classification")
+    logits: Tensor = out.logits[:, -batch.input_ids.shape[1] :]
+    return logits
 
 
 def tag_sentences(

@@ -13,6 +13,7 @@ from budwood.data.tags import OUTSIDE
 from budwood.errors import BadConfig, BadData, did_you_mean
 from budwood.evaluate.batches import batches
 from budwood.evaluate.classify import classify
+from budwood.evaluate.ensemble import Ensemble
 from budwood.evaluate.generate import Generation, complete, context_of, stop_tokens
 from budwood.evaluate.loss import evaluate_loss
 from budwood.evaluate.overlap import best, bleu, exact_match, exact_of, f1_of, rouge_l, rouge_l_of, token_f1
@@ -71,6 +72,8 @@ class Options:
     """How turns are written: "chat", "plain", or "auto"."""
     sampling: Sampling | None = None
     """None answers greedily."""
+    ensemble: Ensemble | None = None
+    """Adapters on the model that answer together; None asks the model with its adapters as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,7 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
     """The examples of the split, and what was cut or left out of it."""
     options, context = task.options, context_of(model)
     limit = options.max_length
-    taken = positions_taken(model)
+    taken = max(options.ensemble.each(model, positions_taken)) if options.ensemble else positions_taken(model)
     if limit is None and context is not None and context - taken < tokenizer.model_max_length:
         limit = context - taken
     if options.max_length is None and task.corpus.task == "question-answering":
@@ -201,7 +204,7 @@ def _classes(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Eval
     names, places = class_names({} if task.corpus.cloze else model.config.id2label, task.corpus)
     examples, notes = _encoded(task, model, tokenizer)
     examples = [replace(example, label=places[example.label or 0]) for example in examples]
-    found = classify(model, batches(examples, tokenizer, task.options.batch))
+    found = classify(model, batches(examples, tokenizer, task.options.batch), ensemble=task.options.ensemble)
     columns = (found.rows, found.predictions, found.labels, found.losses, found.confidences)
     predictions = tuple(
         task.prediction(
@@ -244,7 +247,7 @@ def _tags(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Evaluat
     names, places = class_names(model.config.id2label, task.corpus)
     examples, notes = _encoded(task, model, tokenizer)
     examples = [replace(one, labels=[x if x == IGNORE else places[x] for x in one.labels or ()]) for one in examples]
-    found = tag(model, batches(examples, tokenizer, task.options.batch))
+    found = tag(model, batches(examples, tokenizer, task.options.batch), ensemble=task.options.ensemble)
     rows, predictions = task.corpus.rows(task.split), []
     columns = (found.rows, found.words, found.said, found.right, found.counts(), found.correct, found.losses)
     for row, words, said, right, counts, correct, loss in zip(*columns, strict=True):
@@ -262,7 +265,7 @@ def _tags(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Evaluat
 
 def _spans(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
     examples, notes = _encoded(task, model, tokenizer)
-    found = locate(model, batches(examples, tokenizer, task.options.batch))
+    found = locate(model, batches(examples, tokenizer, task.options.batch), ensemble=task.options.ensemble)
     rows, may_say_nothing = task.corpus.rows(task.split), has_unanswered(task.corpus)
     asked = {row: value for row in sorted(found.found) if isinstance(value := rows[row].value, Passage)}
     texts = [
@@ -280,7 +283,7 @@ def _spans(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Evalua
 
 def _losses(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
     examples, notes = _encoded(task, model, tokenizer)
-    report = evaluate_loss(model, batches(examples, tokenizer, task.options.batch))
+    report = evaluate_loss(model, batches(examples, tokenizer, task.options.batch), ensemble=task.options.ensemble)
     rows = task.corpus.rows(task.split)
     predictions = tuple(
         task.prediction(
@@ -312,6 +315,7 @@ def _answers(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Eval
         sampling=options.sampling,
         batch_size=options.batch,
         template=options.template,
+        ensemble=options.ensemble,
     )
     texts = [answer.text.strip() for answer in answers]
     references = [list(dict.fromkeys(rows[row].answer for row in same)) for _, same in asked]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budwood.core import Method, Stack, activate, adapters, names
+from budwood.core import Method, Plan, Stack, activate, adapters, names
 from budwood.errors import BadCheckpoint, BadConfig, NotAvailable
 from budwood.interop import describe, load
 from budwood.records import RunFolder
@@ -96,22 +96,24 @@ def lay(
     return tuple(laid)
 
 
-def stand(model: nn.Module, below: Sequence[str], name: str) -> None:
+def stand(model: nn.Module, below: Sequence[str], name: str) -> Plan:
     """Put `name` in force on top of the adapters `below` (a fusion mixes them), and let it alone be trained."""
+    plan = adapters(model)[name].method.plan(name)
+    mixed = set(names(plan))
+    rest = tuple(other for other in below if other not in mixed)
+    plan = Stack((*rest, plan)) if rest else plan
     if below:
-        plan = adapters(model)[name].method.plan(name)
-        mixed = set(names(plan))
-        rest = tuple(other for other in below if other not in mixed)
-        activate(model, Stack((*rest, plan)) if rest else plan, trainable=name)
+        activate(model, plan, trainable=name)
+    return plan
 
 
 def load_on(
     model: nn.Module, folder: str | Path, *, name: str, on: Sequence[str] = (), allow_pickle: bool = False
-) -> None:
-    """Load an adapter with those it stands on, and put all of them in force."""
+) -> Plan:
+    """Load an adapter with those it stands on, and put all of them in force: the plan that is then in force."""
     below = lay(model, on, top=name, allow_pickle=allow_pickle)
     load(model, folder, name=name, allow_pickle=allow_pickle)
-    stand(model, below, name)
+    return stand(model, below, name)
 
 
 def contents(folders: Sequence[str]) -> str:

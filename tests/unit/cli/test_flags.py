@@ -37,7 +37,8 @@ SHOWN: dict[str, str] = {
 }
 HIDDEN: dict[str, str] = {
     **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
-    **dict.fromkeys(("eval", "try"), f"--on {ALSO_MACHINE}"),
+    "eval": f"--on --with {ALSO_MACHINE}",
+    "try": f"--on {ALSO_MACHINE}",
     "compose": "--trust-remote-code",
     "train": "--on --task --pattern --verbalizer --accumulate --learning-rate --rate-steps --schedule --warmup "
     "--weight-decay --clip "
