@@ -39,7 +39,9 @@ def commands(page: str) -> list[tuple[str, bool]]:
     return [(text, is_ours) for text, is_ours in parts if text.strip()]
 
 
-@pytest.mark.parametrize("page", ["train.md", "adapters.md", "compose.md", "cloze.md", "cli.md", "exit-codes.md"])
+@pytest.mark.parametrize(
+    "page", ["train.md", "adapters.md", "compose.md", "cloze.md", "prompts.md", "cli.md", "exit-codes.md"]
+)
 def test_every_command_works(
     page: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,9 +174,9 @@ def merge(model: nn.Module, name: str) -> None:
     deltas = [(site, model.get_submodule(site.path), delta_at(model, site, name)) for site in adapter.sites]
     with torch.no_grad():
         for site, base, delta in deltas:
-            _folded(model, site, base, delta)
+            _folded(model, site, base, delta, adapter.method.name)
         for site, base, delta in deltas:
-            for key, value in _folded(model, site, base, delta).items():
+            for key, value in _folded(model, site, base, delta, adapter.method.name).items():
                 base.get_parameter(key).copy_(value)
     _detach(model, name, restore=False)
 
@@ -318,7 +318,7 @@ def _check_plan(model: nn.Module, plan: Plan) -> Registry:
     return registry
 
 
-def _folded(model: nn.Module, site: Site, base: nn.Module, delta: Delta) -> dict[str, Tensor]:
+def _folded(model: nn.Module, site: Site, base: nn.Module, delta: Delta, what: str) -> dict[str, Tensor]:
     """The checked result of `delta.fold`."""
     strange = [
         k for k, p in base.named_parameters(recurse=False) if type(p) is not nn.Parameter or not p.is_floating_point()
@@ -327,9 +327,7 @@ def _folded(model: nn.Module, site: Site, base: nn.Module, delta: Delta) -> dict
         raise CannotFold(f"{site.path}.{strange[0]} is stored as {type(base).__name__}; merge into an unquantised base")
     values = delta.fold(base)
     if values is None:
-        raise CannotFold(
-            f"{type(delta).__name__} at {site.path} cannot be folded into weights; keep the adapter unmerged"
-        )
+        raise CannotFold(f"{what} at {site.path} cannot be folded into weights; keep the adapter unmerged")
     own = dict(base.named_parameters(recurse=False))
     for key in values:
         if key not in own:

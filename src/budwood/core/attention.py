@@ -64,7 +64,12 @@ def attention_sites(
     Raises NoSuchSite where one of them hands its keys and values neither to transformers' attention function nor to a
     cache.
     """
+    if not {"attn", "cross"} & set(anatomy.roles):
+        raise NoSuchSite(f"{type(model).__name__} has no attention for a prefix to stand in; use lora or an adapter")
     sites = anatomy.select(*targets, layers=layers)
+    plain = next((site.path for site in sites if site.kind != "module"), None)
+    if plain is not None:
+        raise NoSuchSite(f"a prefix stands in attention modules, and {plain} is a part of one; say attn or cross")
     calls: dict[str, AttentionCall] = {**_function_calls(model, sites)}
     own = [site for site in sites if site.path not in calls]
     if own:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -32,6 +33,8 @@ METHODS: tuple[type[Method], ...] = (
 )  # fmt: skip
 """Every method class, each with `.name`, each usable with no arguments."""
 
+_ITEM = re.compile(r"""[^,=]+=(?:'[^']*'|"[^"]*")(?=,|$)|[^,]+""")
+"""One field=value of a method as typed."""
 _BY_NAME = {method.name: method for method in METHODS}
 SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "bitfit": ("selective", {"part": "bitfit"}),
@@ -51,19 +54,20 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def parse_method(text: str) -> Method:
-    """A method as typed: `lora`, `lora:rank=16,targets=attn.*+mlp.down`, `bitfit`.
+    """A method as typed: `lora`, `lora:rank=16,targets=attn.*+mlp.down`, `bitfit`; in quotes a value may have commas.
 
     Raises BadConfig for an unknown method, field or value, with the nearest name there is.
     """
     name, _, rest = text.strip().partition(":")
     fields: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
+    for item in _ITEM.findall(rest):
         key, equals, value = item.partition("=")
         if not equals:
             raise BadConfig(f"method {text!r}: {item!r} is not field=value; write {name}:{_field_for(name, item)}")
         if key.strip() in fields:
             raise BadConfig(f"method {text!r}: {key.strip()!r} is given twice")
-        fields[key.strip()] = value.strip()
+        value = value.strip()
+        fields[key.strip()] = value[1:-1] if len(value) > 1 and value[0] == value[-1] in "'\"" else value
     return build_method(name, fields)
 
 

@@ -28,7 +28,7 @@ from budwood.core import Delta
 from budwood.core.attention import AttentionDelta, attention_sites, ears
 from budwood.core.cache_shim import CacheCall
 from budwood.core.delta import Source
-from budwood.core.entrance import input_site
+from budwood.core.entrance import input_site, positions_of, table_of
 from budwood.core.inputs import ShiftDelta
 from budwood.core.registry import Registry
 from budwood.core.weights import check_whole
@@ -325,6 +325,13 @@ def _batch(model: nn.Module, anatomy: Anatomy, ids: Tensor, method: Prefix) -> d
     arguments = inspect.signature(model.forward).parameters
     batch: dict[str, Any] = {"input_ids": ids}
     tables = [s for s in anatomy.sites if s.role == "embed.position" and s.layer is None]
+    limits = [positions_of(table_of(model, anatomy, site.stack))[0] for site in tables]
+    most = min((limit for limit in limits if limit is not None), default=method.length)
+    if method.length > most:
+        raise BadConfig(
+            f"{method.name} of {method.length} starts as words that the model reads, and it reads {most} at once; "
+            f"choose length={most} at most, or init=random"
+        )
     if "decoder_input_ids" in arguments:
         batch["decoder_input_ids"] = ids
     elif method.positions == "kept" and "position_ids" in arguments and not tables:

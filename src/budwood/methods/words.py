@@ -40,9 +40,8 @@ class FromWords(Method):
         if self.length < 1:
             raise BadConfig(f"{self.name}.length is {self.length}; it must be at least 1")
         if (self.text is not None) != (self.init == "text") and not self.ids:
-            raise BadConfig(
-                f"{self.name}: init is {self.init} and text {self.text!r}; write both, as init=text,text='Summarise: '"
-            )
+            found = "init=text without a text" if self.text is None else f"a text, and init={self.init}"
+            raise BadConfig(f"{self.name}: {found}; write both, as init=text,text='Summarise:'")
         if self.sizes and sum(self.sizes) != len(self.ids):
             raise BadConfig(f"{self.name}: sizes add up to {sum(self.sizes)}, and ids are {len(self.ids)}")
         if min(self.sizes, default=1) < 1:
@@ -72,7 +71,8 @@ class FromWords(Method):
             return replace(self, ids=_drawn(_words(tokenizer), self.length))
         if self.init == "labels" and not labels:
             raise BadConfig(
-                f"{self.name}: init=labels, and no names of classes are known; attach(..., labels=('no', 'yes'))"
+                f"{self.name}: init=labels needs names of classes: rows with labels, or in Python "
+                "attach(..., labels=('no', 'yes')); other rows start well from init=words"
             )
         pieces = [_pieces(tokenizer, text) for text in (labels if self.init == "labels" else (str(self.text),))]
         if self.init == "text":
@@ -108,6 +108,13 @@ class InText(FromWords):
     place: Literal["front", "after-first", "inside"] | None = None
     """Where they stand: in front, behind the first token ([CLS]), or wherever the text has pseudo tokens; by default
     behind the first token in encoders, and in front in every other model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets or self.layers is not None:
+            raise BadConfig(
+                f"{self.name} acts at the input embedding alone; leave targets and layers out, or use prefix-tuning"
+            )
 
     @property
     def positions_taken(self) -> int:

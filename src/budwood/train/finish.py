@@ -69,9 +69,10 @@ def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, obse
     )
     observer.note(str(reload))
     timing = time_answers(fresh, prepared.compute)
+    added_bytes = sum(
+        count(parameters_of(fresh, one))[1] for one in adapters(fresh)
+    )  # without what only training needs
     merged, merged_timing = _merge(judge, fresh, folder.adapter, rows, observer)
-    in_force = (*prepared.below, name)
-    added_bytes = sum(count(parameters_of(prepared.model, one))[1] for one in in_force)
     in_place = bool(prepared.adapter.unfrozen)
     inference = Inference(
         timings=(timing,),

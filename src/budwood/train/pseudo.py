@@ -8,6 +8,7 @@ from typing import Any
 from budwood.core import Method
 from budwood.data import Cloze
 from budwood.errors import BadConfig
+from budwood.methods.words import InText
 
 FILLS = "p-tuning"
 """The method whose prompt can stand at chosen places inside of the text."""
@@ -20,6 +21,11 @@ def filling(method: Method, cloze: Cloze | None) -> Method:
     """
     wanted = 0 if cloze is None else cloze.pseudo
     if not cloze or not wanted:
+        if isinstance(method, InText) and method.place == "inside":
+            raise BadConfig(
+                f"{method.name}:place=inside fills the <p> of a pattern, and there are none; use --task cloze "
+                f"--pattern '<p><p> {{text}} <p>' --method {FILLS}, or leave place out"
+            )
         return method
     if method.name != FILLS:
         raise BadConfig(

@@ -121,6 +121,10 @@ def test_as_typed(text: str, expected: object) -> None:
         ("linear-adapter:form=adapterp", "did you mean 'adapter-p'"),
         ("adapter:size=4", "no method is called 'adapter'; did you mean 'adapter-"),
         ("", "no method is called ''"),
+        ("prompt-tuning:init=text", "init=text without a text; write both"),
+        ("prompt-tuning:text=Hello", "a text, and init=words; write both"),
+        ("prompt-tuning:targets=attn.q", "leave targets and layers out"),
+        ("p-tuning:layers=0", "leave targets and layers out"),
     ],
 )
 def test_mistakes(text: str, match: str) -> None:
@@ -150,3 +154,19 @@ def test_layers_and_scales_that_cannot_be() -> None:
 def test_the_rate_of_a_bottleneck_falls_with_its_width_and_scale() -> None:
     rates = [parse_method(f"parallel:size={m},scale={s}").rate for m, s in ((16, 1), (64, 4), (64, -4), (512, 4))]
     assert rates == [3e-3, 8e-4, 8e-4, 1e-4]
+
+
+def test_a_text_in_quotes_keeps_its_commas_and_spaces() -> None:
+    method = parse_method("prompt-tuning:init=text,text='Say it, briefly: ',length=9")
+    assert method == PromptTuning(init="text", text="Say it, briefly: ", length=9)
+    assert parse_method("prompt-tuning:init=text,text=Don't say it,length=9").to_dict()["text"] == "Don't say it"
+
+
+def test_where_a_prefix_cannot_stand() -> None:
+    for family, method, match in (
+        ("rwkv", PrefixTuning(), "has no attention for a prefix"),
+        ("llama", PrefixTuning(targets=("attn.q",)), "q_proj is a part of one; say attn or cross"),
+        ("bert", PrefixTuning(length=65), "it reads 64 at once; choose length=64 at most, or init=random"),
+    ):
+        with pytest.raises(BadConfig, match=match):
+            attach(FAMILIES[family].build(), method, name="a")

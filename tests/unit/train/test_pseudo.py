@@ -9,7 +9,7 @@ import pytest
 
 from budwood.data import Cloze
 from budwood.errors import BadConfig
-from budwood.methods import LoRA
+from budwood.methods import LoRA, PromptTuning
 from budwood.train.pseudo import filling
 
 
@@ -48,3 +48,8 @@ def test_nothing_changes_without_pseudo_tokens() -> None:
 def test_what_does_not_fit(method: Any, message: str) -> None:
     with pytest.raises(BadConfig, match=message):
         filling(method, cloze())
+
+
+def test_pseudo_tokens_without_a_pattern_are_refused() -> None:
+    with pytest.raises(BadConfig, match="there are none; use --task cloze"):
+        filling(PromptTuning(place="inside"), None)
