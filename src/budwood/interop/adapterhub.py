@@ -223,7 +223,7 @@ def _method(fields: Mapping[str, Any], tensors: dict[str, Tensor], paths: list[s
     common: dict[str, Any] = {
         **_targets(fields, paths, names), **_sizes(fields, tensors, paths, names),
         "activation": ACTIVATIONS[act], "dropout": fields["dropout"], "gate": fields["use_gating"],
-        "gate_over": "all",
+        "gate_over": "all" if fields["use_gating"] else "text",
         "learn_scale": {"learned": "scalar", "channel": "channel"}.get(str(scaling), "no"),
         "scale": 1.0 if isinstance(scaling, str) else scaling,
         "ln_before": fields["ln_before"], "ln_after": fields["ln_after"], "adds_residual": fields["original_ln_after"],
