@@ -6,7 +6,7 @@ import pytest
 
 from adapted import VARIANTS
 from budwood.anatomy import discover
-from budwood.core import field_docs
+from budwood.core import attach, field_docs
 from budwood.errors import BadConfig, NoSuchSite
 from budwood.methods import (
     IA3,
@@ -19,6 +19,8 @@ from budwood.methods import (
     LinearAdapter,
     LoRA,
     Parallel,
+    PrefixTuning,
+    PromptTuning,
     Selective,
     method_from_dict,
     method_to_dict,
