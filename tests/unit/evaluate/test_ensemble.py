@@ -33,7 +33,7 @@ from tiny_tokenizers import make_tokenizer
 PROMPTS = (PromptTuning(length=3), PromptTuning(length=7), PromptTuning(length=5))
 MIXED = (PrefixTuning(length=4, width=None), LoRA(rank=2), AdapterP(size=4), PromptTuning(length=2))
 NAMES = ("a", "b", "c", "d")
-WORDS = "no=area|name,yes=city"
+WORDS = "no=area|centre,yes=city"
 ASKED = ["name : Alimentum", "What is it ? An answer .", "area", "city centre"]
 
 
@@ -135,7 +135,7 @@ def test_classes_have_the_mean_probability(tmp_path: Path) -> None:
 
 def test_a_cloze_has_the_mean_over_classes_and_not_words(tmp_path: Path) -> None:
     (tmp_path / "test.tsv").write_text("label\ttext\n" + "no\tbad name\nyes\tgood area\nno\tarea\n" * 2)
-    corpus = with_cloze(read(tmp_path), replace(Cloze.of("{text} It is <mask>", WORDS), is_masked=False))
+    corpus = with_cloze(read(tmp_path, task="cloze"), replace(Cloze.of("{text} It is <mask>", WORDS), is_masked=False))
     model = build()
     names = adapted(model, (PromptTuning(length=2), PrefixTuning(length=3, width=None)), 1.5)
     each, found = alone(model, corpus, names), together(model, corpus, names)
@@ -232,7 +232,9 @@ def test_refusals(tmp_path: Path) -> None:
         complete(model, tokenizer, ASKED, max_new_tokens=2, ensemble=Ensemble(("a", "z")))
     assert core.pseudo_tokens(model) == 0 and core.positions_taken(model) == 5  # the plan from before is in force
     (tmp_path / "test.tsv").write_text("label\ttext\nno\tbad name\nyes\tgood area\n")
-    corpus = with_cloze(read(tmp_path), replace(Cloze.of("{text} <p><p> It is <mask>", WORDS), is_masked=False))
+    corpus = with_cloze(
+        read(tmp_path, task="cloze"), replace(Cloze.of("{text} <p><p> It is <mask>", WORDS), is_masked=False)
+    )
     core.attach(model, PTuning(length=2, place="inside", encoder=None), name="p")
     core.attach(model, MultitaskPrompt(length=2, place="inside"), name="q")
     assert together(model, corpus, ("p", "q")).score("accuracy").n == 2
