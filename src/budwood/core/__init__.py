@@ -13,7 +13,6 @@ from budwood.core.attach import using as using
 from budwood.core.delta import Delta as Delta
 from budwood.core.delta import Mixer as Mixer
 from budwood.core.delta import Source as Source
-from budwood.core.inputs import positions_taken as positions_taken
 from budwood.core.inputs import pseudo_tokens as pseudo_tokens
 from budwood.core.method import Method as Method
 from budwood.core.method import field_docs as field_docs
@@ -25,6 +24,7 @@ from budwood.core.plan import Stack as Stack
 from budwood.core.plan import Sum as Sum
 from budwood.core.plan import Tasks as Tasks
 from budwood.core.plan import names as names
+from budwood.core.positions import positions_taken as positions_taken
 from budwood.core.registry import Adapter as Adapter
 from budwood.core.registry import adapter_of as adapter_of
 from budwood.core.registry import adapters as adapters

@@ -22,7 +22,7 @@ from budwood.anatomy import Anatomy, Site
 from budwood.core.delta import Delta, Source, deltas_of
 from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
 from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, without_block
-from budwood.core.plan import Part, names, parts_of
+from budwood.core.plan import Part, Route, names, parts_of
 from budwood.core.positions import (
     can_listen,
     check_continued,
@@ -113,13 +113,6 @@ class PromptDelta(InputDelta):
         return torch.where(mine.unsqueeze(-1), rows.to(y.dtype), y)
 
 
-def positions_taken(model: nn.Module) -> int:
-    """How many positions the plan in force takes from a text."""
-    registry = registry_of(model)
-    acting = [] if registry is None else [registry.adapters[name].method for name in names(registry.switch.plan)]
-    return sum(method.positions_taken for method in acting)
-
-
 class StatesDelta(InputDelta):
     """Trained rows behind the embeddings: no positions, types or norms are added to them (AdapterHub)."""
 
@@ -138,11 +131,18 @@ class StatesDelta(InputDelta):
 
 
 def pseudo_tokens(model: nn.Module) -> int:
-    """How many pseudo tokens (ids -1, -2, ...) the plan in force fills in where a text has them; 0 for none."""
+    """How many pseudo tokens (ids -1, -2, ...) the plan in force fills in where a text has them; 0 for none.
+
+    Raises BadConfig for a `Route` of parts that differ in it: their texts do, too.
+    """
     registry = registry_of(model)
-    acting = set() if registry is None else set(names(registry.switch.plan))
-    inside = (delta for name, delta in _at_inputs(root_of(model)) if name in acting and delta.place == "inside")
-    return max((delta.length for delta in inside), default=0)
+    plan = None if registry is None else registry.switch.plan
+    lengths = {name: delta.length for name, delta in _at_inputs(root_of(model)) if delta.place == "inside"}
+    parts = plan.parts if isinstance(plan, Route) else (plan,)
+    filled = {max((lengths.get(name, 0) for name in names(part)), default=0) for part in parts}
+    if len(filled) > 1:
+        raise BadConfig("a Route has parts with and without pseudo tokens, whose texts differ; ask each by itself")
+    return filled.pop()
 
 
 def open_entrances(model: nn.Module, delta: InputDelta) -> None:

@@ -6,6 +6,7 @@ Shapes: B batch, S text length, T embeddings put in.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,31 @@ from torch import Tensor, nn
 
 from budwood.core.entrance import Entrance
 from budwood.core.insertion import Block, arranged, ends_hidden, order_of
+from budwood.core.plan import Fuse, Plan, Route, Skip, Stack, Sum, Tasks
+from budwood.core.registry import Adapter, registry_of
 from budwood.errors import BadConfig
 
 _SLOT = "budwood_positions"
+
+
+def positions_taken(model: nn.Module) -> int:
+    """How many positions the plan in force takes from a text: of a `Route`, where most are taken."""
+    registry = registry_of(model)
+    return 0 if registry is None else _taken(registry.switch.plan, registry.adapters)
+
+
+def _taken(plan: Plan, adapters: Mapping[str, Adapter]) -> int:
+    match plan:
+        case str():
+            return adapters[plan].method.positions_taken
+        case Skip() | Tasks():
+            return _taken(plan.part, adapters)
+        case Route():
+            return max(_taken(part, adapters) for part in plan.parts)
+        case Stack() | Sum() | Fuse():
+            return sum(_taken(part, adapters) for part in plan.parts)
+        case _:
+            return 0
 
 
 def counts_of(table: nn.Module | None) -> bool:
