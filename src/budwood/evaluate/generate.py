@@ -95,6 +95,7 @@ def complete(
         sources = ["\n".join(turn.content for turn in _turns(prompt)) for prompt in prompts]
         examples = encode_sources(sources, tokenizer, max_length=max_source)
         _check_lengths(examples, 0, room_of(model))
+        max_new_tokens = min(max_new_tokens, (context_of(model) or ENDLESS) - 1)  # behind the start token
     else:
         examples = _encoded(prompts, tokenizer, template)
         _check_lengths(examples, max_new_tokens, room_of(model))
