@@ -32,9 +32,7 @@ class PTuning(InText):
     formula = "E(x) with P = MLP(BiLSTM(E)) at the pseudo tokens"
     learning_rate = 3e-3
     rates = (1e-3, 3e-3, 1e-2)
-    rates_why = (
-        "a prompt's rate goes with the scale of the model's embeddings, and its network diverges soon above it"
-    )
+    rates_why = "a prompt's rate goes with the scale of the model's embeddings, and its network diverges soon above it"
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "encoder_reparameterization_type": "encoder", "encoder_hidden_size": "width",
         "encoder_num_layers": "depth", "encoder_dropout": "dropout", "modules_to_save": "trained",
