@@ -148,3 +148,17 @@ def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     other = go(place, "names", tmp_path / "other", budget="1steps")
     assert main(["try", str(other.path), "--file", "x.txt", "--prompt", "what ?"]) == 2
     assert "is for token-classification; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+def test_what_is_longer_than_the_model_reads(
+    place: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt leaves 44 of the encoder's 64 positions: words behind are left out, texts are read in windows."""
+    run = go(place, "names", tmp_path / "run", method=method, budget="1steps")
+    assert main(["try", str(run.path), "--prompt", "the w3 is good " * 60, "--json"]) == 0
+    run = go(place, "passages", tmp_path / "asked", method=method, budget="1steps")
+    (tmp_path / "text.txt").write_text("a film w3 . " * 60 + "the color w23")
+    asking = ["try", str(run.path), "--prompt", "what is the color ?", "--file", str(tmp_path / "text.txt")]
+    assert main([*asking, "--json"]) == 0
+    capsys.readouterr()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,6 +233,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.__dict__.update(attributes)
                 module._buffers.clear()
                 module._buffers.update(buffers)
+
+
+def mixed(model: nn.Module) -> AbstractContextManager[Any]:
+    """For forwards of a model whose products are kept in 16 bits and all else in 32: those need autocast."""
+    own = {p.dtype: p.device.type for p in model.parameters() if p.is_floating_point()}
+    short = next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in own), None)
+    is_mixed = short is not None and torch.float32 in own
+    return torch.autocast(own[short], short) if short is not None and is_mixed else nullcontext()
 
 
 def run(model: nn.Module, paths: Mapping[nn.Module, str], batch: Mapping[str, Any], wanted: Iterable[str]) -> Trace:

@@ -221,10 +221,13 @@ def _classes(asking: Asking, model: PreTrainedModel, prompts: Sequence[Any]) -> 
     """The class of each text, with how sure the model is."""
     import torch
 
-    from budwood.evaluate import evaluating
+    from budwood.evaluate import evaluating, longest_of
 
     texts, labels = [str(prompt) for prompt in prompts], asking.pair.subject.labels or ()
-    encoded: Any = asking.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+    limit = longest_of(model, asking.tokenizer)
+    encoded: Any = asking.tokenizer(
+        texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt"
+    ).to(model.device)
     with evaluating(model):
         shares = torch.softmax(model(**encoded).logits.float(), dim=-1)  # [texts, classes]
     best = shares.max(dim=-1)
@@ -236,9 +239,11 @@ def _classes(asking: Asking, model: PreTrainedModel, prompts: Sequence[Any]) -> 
 
 
 def _hidden_words(asking: Asking, model: PreTrainedModel, prompts: Sequence[Any]) -> list[str]:
-    from budwood.evaluate import fill, typed
+    from budwood.evaluate import fill, longest_of, typed
 
-    return fill(model, asking.tokenizer, [typed(str(prompt), asking.tokenizer) for prompt in prompts])
+    tokenizer = asking.tokenizer
+    longest = longest_of(model, tokenizer)
+    return fill(model, tokenizer, [typed(str(prompt), tokenizer, max_length=longest) for prompt in prompts])
 
 
 def _tags(asking: Asking, model: PreTrainedModel, prompts: Sequence[Any]) -> list[str]:

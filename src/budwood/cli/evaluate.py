@@ -103,22 +103,23 @@ def _scores(
     subject: Subject, others: Sequence[Subject], corpus: Corpus, split: str, metrics: Sequence[str], answers: int | None
 ) -> Found:
     from budwood.core import using
-    from budwood.evaluate import Ensemble, Options, evaluate
+    from budwood.evaluate import Ensemble, Options, evaluate, longest_row
 
     settings = subject.settings
-    max_length = settings.get("max_length")
+    pair, tokenizer = Pair.load(subject, others), subject.load_tokenizer()
+    together = Ensemble(pair.plans) if others else None
+    limit = longest_row(corpus, pair.trained, tokenizer, together)  # for the base, too: both are asked the same
     options = Options(
         metrics=tuple(metrics), batch=whole(settings, "batch", 8), answers=answers,
-        max_length=None if max_length is None else whole(settings, "max_length", 0),
+        max_length=limit if settings.get("max_length") is None else whole(settings, "max_length", 0),
         template=text_of(settings, "template") or "auto",  # type: ignore[arg-type]
     )  # fmt: skip
-    pair, tokenizer = Pair.load(subject, others), subject.load_tokenizer()
 
     def scored(model: PreTrainedModel, ensemble: Ensemble | None = None) -> EvaluationResult:
         return evaluate(model, tokenizer, corpus, split, options=replace(options, ensemble=ensemble))
 
     with subject.arithmetic():
-        trained = scored(pair.trained, Ensemble(pair.plans) if others else None)
+        trained = scored(pair.trained, together)
         alone = []
         for plan in pair.plans if others else ():
             with using(pair.trained, plan):

@@ -90,7 +90,7 @@ def _function_calls(model: nn.Module, sites: Iterable[Site]) -> dict[str, Attent
     knowing = [site for site in sites if _knows_functions(type(model.get_submodule(site.path)))]
     if not knowing:
         return {}
-    with ears(model, knowing) as heard:
+    with ears(model, knowing) as heard, probe.mixed(model):
         probe.run(model, {}, probe.without_cache(model, probe.synthetic_batch(model)), ())
     shapes = {path: (pairs[0][0].shape, pairs[0][1].shape) for path, pairs in heard.items() if pairs}
     return {path: AttentionCall(k[1], k[3], v[3]) for path, (k, v) in shapes.items()}

@@ -118,7 +118,7 @@ def cache_calls(model: nn.Module, sites: Iterable[Site]) -> dict[str, CacheCall]
     if "attention_mask" in inspect.signature(model.forward).parameters:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         batch["attention_mask"][:, -1] = 0
-    with nullcontext() if registry_of(model) is None else using(model, None):
+    with nullcontext() if registry_of(model) is None else using(model, None), probe.mixed(model):
         trace = probe.run(model, {module: path for path, module in takers.items()}, batch, takers)
         with probe.undisturbed(model), torch.no_grad():
             found = {path: _measured(takers[path], path, *given) for path, given in trace.arguments.items()}

@@ -143,9 +143,10 @@ def _placed(text: str, start: int | None, context: str) -> Answer:
     if start is None:
         return Answer(bare, found)
     start += len(text) - len(text.lstrip())
-    if context[start : start + len(bare)] != bare:
+    there = context[start : start + len(bare)] if start >= 0 else ""
+    if there != bare:
         raise BadValue(
-            f"answer_start {start} points at {context[start : start + len(bare)]!r}, not at {bare!r}, which stands at "
-            f"{found}; count characters from 0, or leave answer_start out"
+            f"answer_start {start} points at {there!r}, not at {bare!r}, which stands at {found}; "
+            "count characters from 0, or leave answer_start out"
         )
     return Answer(bare, start)

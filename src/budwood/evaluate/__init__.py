@@ -12,6 +12,7 @@ from budwood.evaluate.fill import typed as typed
 from budwood.evaluate.generate import Generation as Generation
 from budwood.evaluate.generate import complete as complete
 from budwood.evaluate.generate import generate as generate
+from budwood.evaluate.generate import longest_of as longest_of
 from budwood.evaluate.latency import latency as latency
 from budwood.evaluate.loss import LossReport as LossReport
 from budwood.evaluate.loss import evaluate_loss as evaluate_loss
@@ -29,3 +30,4 @@ from budwood.evaluate.task import Options as Options
 from budwood.evaluate.task import Prediction as Prediction
 from budwood.evaluate.task import Task as Task
 from budwood.evaluate.task import evaluate as evaluate
+from budwood.evaluate.task import longest_row as longest_row

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from budwood.data import Cloze, Labelled, Writer, collate
 from budwood.errors import BadData
 from budwood.evaluate.classify import classify
-from budwood.evaluate.generate import context_of
+from budwood.evaluate.generate import longest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def answer(
             raise BadData(f"{text[:60]!r} is one line; this cloze compares two texts: write each on a line of its own")
         values.append(Labelled(first, second, 0) if has_pair else Labelled(text, None, 0))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    written = Writer.of(cloze, tokenizer).write(values, min(tokenizer.model_max_length, context_of(model) or LONGEST))
+    written = Writer.of(cloze, tokenizer).write(values, longest_of(model, tokenizer) or LONGEST)
     found = classify(model, (collate([example], int(pad or 0)) for example, _ in written))
     return [
         (cloze.labels[guess], float(share)) for guess, share in zip(found.predictions, found.confidences, strict=True)

@@ -20,13 +20,15 @@ def gaps(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length
     return [masking.open(masking.fixed(Example(ids=ids, row=row))) for row, ids in enumerate(encoded)]
 
 
-def typed(text: str, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """A text in which someone wrote the mask token. Raises BadConfig where nobody did."""
+def typed(text: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Example:
+    """A text in which someone wrote the mask token. Raises BadConfig where nobody did, or it is too long."""
     masking = Masking.of(tokenizer)
     (ids,) = masking.encode([text], tokenizer)
     if masking.mask_id not in ids:
         mask = tokenizer.mask_token
         raise BadConfig(f"{text[:60]!r} hides no word; write {mask} in the place of one, as in 'The sky is {mask} .'")
+    if max_length is not None and len(ids) > max_length:
+        raise BadConfig(f"{text[:60]!r} has {len(ids)} tokens and the model reads {max_length}; shorten it")
     return Example(ids=ids, labels=[id if id == masking.mask_id else IGNORE for id in ids], whole=ids, row=0)
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import GenerationConfig, LogitsProcessorList
 
+from budwood.core import positions_taken
 from budwood.data import Example, Turn, collate, encode_prompts, encode_sources
+from budwood.data.encode import ENDLESS
 from budwood.data.templates import style_for
 from budwood.errors import BadConfig, BadData
 from budwood.evaluate.ensemble import Ensemble
@@ -68,6 +70,7 @@ def complete(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
+    max_source: int | None = None,
     sampling: Sampling | None = None,
     batch_size: int = 8,
     template: Template = "auto",
@@ -77,6 +80,7 @@ def complete(
     """Answers in the order of the prompts, by the model with the adapters as they are; greedy without `sampling`.
 
     Prompts of like length share a batch.  The model's own repetition penalty and the like are not used.
+    max_source: tokens of its beginning that an encoder-decoder reads, as in training; None cuts nothing
     template: how turns are written: 'chat', 'plain', or 'auto' for chat where the tokenizer has a template
     stop_ids: stop tokens besides the tokenizer's, the template's and the model's generation config's
     ensemble: the adapters that vote on each answer; without it, the model as it is
@@ -89,11 +93,12 @@ def complete(
         raise BadConfig(f"max_new_tokens is {max_new_tokens}, batch_size {batch_size}; both must be at least 1")
     if model.config.is_encoder_decoder:
         sources = ["\n".join(turn.content for turn in _turns(prompt)) for prompt in prompts]
-        examples = encode_sources(sources, tokenizer)
-        _check_lengths(examples, 0, context_of(model))
+        examples = encode_sources(sources, tokenizer, max_length=max_source)
+        _check_lengths(examples, 0, room_of(model))
+        max_new_tokens = min(max_new_tokens, (context_of(model) or ENDLESS) - 1)  # behind the start token
     else:
         examples = _encoded(prompts, tokenizer, template)
-        _check_lengths(examples, max_new_tokens, context_of(model))
+        _check_lengths(examples, max_new_tokens, room_of(model))
     stops = stop_tokens(model, tokenizer, template, stop_ids)
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place].ids))
     found: dict[int, Generation] = {}
@@ -129,6 +134,18 @@ def context_of(model: Any) -> int | None:
     config = model.config.get_text_config().to_dict()
     limits = [config[name] for name in ("max_position_embeddings", "n_positions") if config.get(name)]
     return int(limits[0]) if limits and limits[0] > 0 else None
+
+
+def room_of(model: Any) -> int | None:
+    """The positions that a text has beside the prompts in force; None where the model names no limit."""
+    context = context_of(model)
+    return None if context is None else context - positions_taken(model)
+
+
+def longest_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tokens that a text may have for this model and tokenizer; None where neither names a limit."""
+    limits = [tokenizer.model_max_length, room_of(model) or ENDLESS]
+    return int(min(limits)) if min(limits) < ENDLESS else None
 
 
 def _encoded(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[Example]:

@@ -19,6 +19,7 @@ from budwood.errors import BadConfig
 from budwood.evaluate import metrics
 from budwood.evaluate.batches import batches
 from budwood.evaluate.ensemble import Ensemble, combined
+from budwood.evaluate.generate import longest_of
 from budwood.evaluate.intervals import Floats, Integers
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score
@@ -120,7 +121,7 @@ def answer_passages(
     batch_size: int = 8,
 ) -> list[tuple[str, bool]]:
     """(the likeliest piece of each text, whether it is likelier that nothing there answers)."""
-    limit = max_length or min(LENGTH, tokenizer.model_max_length)
+    limit = max_length or min(LENGTH, longest_of(model, tokenizer) or LENGTH)
     examples = encode_passages(passages, tokenizer, max_length=limit)
     found = locate(model, batches(examples, tokenizer, batch_size)).found
     return [(found[row].text(passage), found[row].is_nothing) for row, passage in enumerate(passages)]

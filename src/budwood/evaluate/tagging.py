@@ -17,6 +17,7 @@ from budwood.errors import BadConfig, BadData
 from budwood.evaluate import metrics
 from budwood.evaluate.batches import batches
 from budwood.evaluate.ensemble import Ensemble, combined
+from budwood.evaluate.generate import longest_of
 from budwood.evaluate.intervals import Floats, Integers
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score
@@ -121,7 +122,7 @@ def tag_sentences(
     batch_size: int = 8,
 ) -> list[list[str]]:
     """The tag of each word; words that were cut off are outside."""
-    limit = max_length or int(tokenizer.model_max_length)
+    limit = max_length or longest_of(model, tokenizer)
     examples, _ = encode_words(sentences, tokenizer, max_length=limit)
     found = tag(model, batches([one for one in examples if any(one.parts or ())], tokenizer, batch_size))
     tags = [[OUTSIDE] * len(words) for words in sentences]

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from budwood.core import positions_taken
 from budwood.data import IGNORE, Corpus, Example, Passage, Row, Tagged, Turn, encode
+from budwood.data.encode import ENDLESS
 from budwood.data.spans import LENGTH, has_unanswered
 from budwood.data.tags import OUTSIDE
 from budwood.errors import BadConfig, BadData, did_you_mean
 from budwood.evaluate.batches import batches
 from budwood.evaluate.classify import classify
 from budwood.evaluate.ensemble import Ensemble
-from budwood.evaluate.generate import Generation, complete, context_of, stop_tokens
+from budwood.evaluate.generate import Generation, complete, longest_of, stop_tokens
 from budwood.evaluate.loss import evaluate_loss
 from budwood.evaluate.overlap import best, bleu, exact_match, exact_of, f1_of, rouge_l, rouge_l_of, token_f1
 from budwood.evaluate.sampling import Sampling
@@ -175,13 +175,8 @@ def evaluate(
 
 def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Example], tuple[str, ...]]:
     """The examples of the split, and what was cut or left out of it."""
-    options, context = task.options, context_of(model)
-    limit = options.max_length
-    taken = max(options.ensemble.each(model, positions_taken)) if options.ensemble else positions_taken(model)
-    if limit is None and context is not None and context - taken < tokenizer.model_max_length:
-        limit = context - taken
-    if options.max_length is None and task.corpus.task == "question-answering":
-        limit = min(LENGTH, tokenizer.model_max_length if limit is None else limit)
+    options = task.options
+    limit = _limit(task, model, tokenizer)
     is_text = task.corpus.task == "causal-lm"
     encoded = encode(
         task.corpus,
@@ -198,6 +193,24 @@ def _encoded(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
     if report.rows_empty:
         notes.append(f"{report.rows_empty} of {report.rows} rows had nothing to score and were left out")
     return encoded.examples, tuple(notes)
+
+
+def _limit(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    said = task.options.max_length
+    return longest_row(task.corpus, model, tokenizer, task.options.ensemble) if said is None else said
+
+
+def longest_row(
+    corpus: Corpus, model: Any, tokenizer: PreTrainedTokenizerBase, ensemble: Ensemble | None = None
+) -> int | None:
+    """Tokens a row keeps where nobody says: what the model reads beside the prompts in force, less for passages."""
+
+    def longest(one: Any) -> int:
+        return longest_of(one, tokenizer) or ENDLESS
+
+    found = min(ensemble.each(model, longest)) if ensemble else longest(model)
+    limit = found if found < ENDLESS else None
+    return limit if corpus.task != "question-answering" else min(LENGTH, limit or LENGTH)
 
 
 def _classes(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
@@ -311,6 +324,7 @@ def _answers(task: Task, model: Any, tokenizer: PreTrainedTokenizerBase) -> Eval
         model,
         tokenizer,
         [turns for turns, _ in asked],
+        max_source=_limit(task, model, tokenizer),
         max_new_tokens=options.max_new_tokens,
         sampling=options.sampling,
         batch_size=options.batch,

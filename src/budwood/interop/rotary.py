@@ -59,13 +59,14 @@ def turns(model: nn.Module, anatomy: Anatomy, sites: Sequence[Site], steps: int)
         return {site.path: Turn() for site in sites}
     known = [Turn(), *_candidates(model, steps)]
     found: dict[str, Turn] = {}
-    with probe.undisturbed(model), torch.no_grad(), using(model, None), ears(model, sites) as heard:
+    with probe.undisturbed(model), torch.no_grad(), using(model, None), ears(model, sites) as heard, probe.mixed(model):
         ids = torch.arange(_SAMPLES, device=next(model.parameters()).device).unsqueeze(1)  # [samples, 1]
         for position in (0, steps):
             model(input_ids=ids, position_ids=torch.full_like(ids, position))
+    is_short = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     for site in sites:
         (before, _), (after, _) = heard[site.path]
-        tolerance, wanted = 1e-4 if before.dtype == torch.float32 else 5e-2, after.cpu().double()
+        tolerance, wanted = 5e-2 if is_short else 1e-4, after.cpu().double()
         fits = [(float((turn(before) - wanted).abs().max()), turn) for turn in known if _has_room(turn, site)]
         error, found[site.path] = min(fits, key=lambda fit: fit[0])
         if error > tolerance * float(before.abs().max()):

@@ -313,7 +313,7 @@ def _start(model: nn.Module, registry: Registry, mine: Mapping[Site, PrefixDelta
     vocabulary = input_site(model, registry.anatomy).in_features
     device = next(model.parameters()).device
     ids = torch.tensor([[row[0] for row in method.row_ids(vocabulary)]], device=device)
-    with core.using(model, None), ears(model, mine) as heard, probe.undisturbed(model):
+    with core.using(model, None), ears(model, mine) as heard, probe.undisturbed(model), probe.mixed(model):
         model(**probe.without_cache(model, _batch(model, registry.anatomy, ids, method)))
     for site, delta in mine.items():
         keys, values = (torch.stack([pair[end][0] for pair in heard[site.path]]).mean(dim=0) for end in (0, 1))

@@ -14,7 +14,6 @@ from budwood.core import parameters as parameters_of
 from budwood.data import Batch
 from budwood.errors import CannotFold
 from budwood.evaluate import latency
-from budwood.evaluate.generate import context_of
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import save
 from budwood.records import Inference, Parameters, Quality, RunFolder, Timing, count
@@ -68,7 +67,7 @@ def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, obse
         allow_pickle=judge.job.allow_pickle,
     )
     observer.note(str(reload))
-    timing = time_answers(fresh, prepared.compute)
+    timing = time_answers(fresh, prepared.compute, judge.room)
     added_bytes = sum(
         count(parameters_of(fresh, one))[1] for one in adapters(fresh)
     )  # without what only training needs
@@ -93,9 +92,9 @@ def fresh_base(prepared: Prepared, material: Material, seed: int) -> Any:
     return fresh.to(prepared.device)
 
 
-def time_answers(model: Any, compute: torch.dtype) -> Timing:
-    """Prefill and per-token latency, in the run's arithmetic."""
-    context = context_of(model) or 128
+def time_answers(model: Any, compute: torch.dtype, room: int | None) -> Timing:
+    """Prefill and per-token latency, in the run's arithmetic.  room: positions there are for text (`Judge.room`)."""
+    context = room or 128
     tokens, more = min(64, context // 2), min(8, context // 4)
     with arithmetic(next(model.parameters()).device, compute):
         return latency(model, prompt_tokens=tokens, new_tokens=more, repeats=3)
@@ -156,4 +155,4 @@ def _merge(
     observer.note(str(report))
     if prepared.compute == torch.bfloat16:
         store_compactly(fresh)
-    return report, time_answers(fresh, prepared.compute)
+    return report, time_answers(fresh, prepared.compute, judge.room)

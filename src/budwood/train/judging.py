@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from budwood.core import using
+from budwood.core import adapters, using
 from budwood.data import Batch, Conversation, Example, Labelled, Passage, Row, Tagged, Task, collate, encode, marked
 from budwood.data.spans import has_unanswered
 from budwood.evaluate import (
@@ -78,8 +78,7 @@ class Judge:
         if self.is_masked:
             with self.prepared.arithmetic():
                 return fill(self.prepared.model, self.material.tokenizer, [self._gap(row) for row in rows])
-        context = context_of(self.prepared.model)
-        room = ANSWER_TOKENS if context is None else min(ANSWER_TOKENS, context // 2)
+        room = ANSWER_TOKENS if self.room is None else min(ANSWER_TOKENS, self.room // 2)
         prompts = [row.asked if isinstance(row.value, Conversation) else row.prompt[:OPENING] for row in rows]
         with self.prepared.arithmetic():
             found = complete(
@@ -87,9 +86,17 @@ class Judge:
                 self.material.tokenizer,
                 prompts,
                 max_new_tokens=room,
+                max_source=self.material.max_length,
                 template=self.job.template,
             )
         return [answer.text.strip() for answer in found]
+
+    @property
+    def room(self) -> int | None:
+        """Positions that a text has beside the prompts that are trained or stand below, for the base as well."""
+        context, attached = context_of(self.prepared.model), adapters(self.prepared.model)
+        names = (*self.prepared.below, self.prepared.adapter.name)
+        return None if context is None else context - sum(attached[name].method.positions_taken for name in names)
 
     @property
     def is_masked(self) -> bool:
@@ -111,7 +118,7 @@ class Judge:
         material = self.material
         if material.held_split is None:
             return []
-        context = context_of(self.prepared.model) or material.max_length
+        context = self.room or material.max_length
         rows = {row.prompt: row for row in material.corpus.rows(material.held_split) if row.prompt.strip()}
         few = spread(list(rows.values()), CANDIDATES)
         short = [row for row in few if len(material.tokenizer(row.prompt)["input_ids"]) < context // 3]

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 LONGEST = 1024
 """Tokens a row keeps where nobody says, unless the model can read fewer."""
+LEAST = 8
+"""Positions that a prompt has to leave for text."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +267,10 @@ def _max_length(
         context = stored_context(_needed(ref), trust_remote_code=job.trust_remote_code)
     if context is not None:
         limits.append(context)
-    if taken >= min(limits[1:]):
+    if taken and taken + LEAST > min(limits[1:]):
         raise BadConfig(
-            f"{job.method.name} takes {taken} positions and the model reads {min(limits[1:])}; choose a smaller length"
+            f"{job.method.name} takes {taken} positions and the model reads {min(limits[1:])}, which leaves fewer than "
+            f"{LEAST} for text; choose a smaller length"
         )
     return min(limits[0], min(limits[1:]) - taken)
 

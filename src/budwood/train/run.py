@@ -306,7 +306,7 @@ def _examine_base(judge: Judge) -> _Before:
         asked = judge.samples()
         return _Before(
             scores=judge.examine(),
-            timing=time_answers(judge.prepared.model, judge.prepared.compute),
+            timing=time_answers(judge.prepared.model, judge.prepared.compute, judge.room),
             asked=asked,
             answers=judge.answers(asked),
         )

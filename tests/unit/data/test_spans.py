@@ -75,6 +75,7 @@ def test_a_file_of_squad_is_read_as_published(write: Any) -> None:
             {"answers": {"text": ["city centre"], "answer_start": [3]}},
             ("row 1", "answer_start 3 points at 're is a pla'", "stands at 24"),
         ),
+        ({"answers": {"text": ["city"], "answer_start": [-11]}}, ("row 1", "answer_start -11 points at ''")),
         ({"answers": {"text": ["city"], "answer_start": []}}, ("row 1", "1 texts and answer_start []", "one for each")),
         ({"answers": [7]}, ("row 1", "an answer is '7'", "answer_start")),
         ({"answers": "city", "question": " "}, ("row 1", "the context or the question is empty")),
