@@ -333,7 +333,8 @@ def _computes_the_same(model: nn.Module, adapter: Adapter, target: Prefix, found
 def _output(model: nn.Module, adapter: Adapter) -> Tensor:
     with probe.undisturbed(model), torch.no_grad(), using(model, adapter.method.plan(adapter.name)):
         batch = probe.without_cache(model, probe.synthetic_batch(model))
-        found: Tensor = model(**batch)[0]
+        with probe.mixed(model):
+            found: Tensor = model(**batch)[0]
     return found
 
 
