@@ -34,7 +34,7 @@ FEWEST = 4
 """Steps at one rate that say anything about it."""
 WARM = 2
 """Steps of warm-up at each rate."""
-CLEAR = 0.02
+CLEAR = 0.005
 """Share of the loss at the start that the best rate has to take off it, or the trials say nothing."""
 SCORED = 64
 """Most rows that rates are compared on."""

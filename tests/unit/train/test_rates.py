@@ -152,7 +152,7 @@ def test_where_all_diverge_the_run_stops() -> None:
     ("before", "losses", "rate", "is_clear"),
     [
         (2.0, (1.5, 1.5, 1.7), 1e-4, True),  # a tie
-        (2.0, (1.99, 1.98, 1.97), 3e-3, False),  # none learned yet
+        (2.0, (1.999, 1.995, 1.992), 3e-3, False),  # none learned yet
         (2.0, (2.2, 2.3, float("inf")), 3e-3, False),
         (2.0, (2.2, float("inf"), float("inf")), 1e-4, True),  # but where its own rate may diverge
     ],
