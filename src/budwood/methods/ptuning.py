@@ -30,8 +30,8 @@ class PTuning(InText):
     name = "p-tuning"
     paper = "Liu et al. 2021, arXiv:2103.10385"
     formula = "E(x) with P = MLP(BiLSTM(E)) at the pseudo tokens"
-    learning_rate = 3e-3
-    rates = (1e-3, 3e-3, 1e-2)
+    learning_rate = 5e-3
+    rates = (2e-3, 5e-3, 1e-2)
     rates_why = "a prompt's rate goes with the scale of the model's embeddings, and its network diverges soon above it"
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "encoder_reparameterization_type": "encoder", "encoder_hidden_size": "width",
