@@ -304,7 +304,7 @@ REFUSED: list[tuple[str, Method, type[BudwoodError], str]] = [
         "stacks name 'decoders'; stacks with attention here: encoder, dec",
     ),
     ("llama", PrefixTuning(targets=("cross",)), NoSuchSite, "cross"),
-    ("mamba", PrefixTuning(), NoSuchSite, "attn"),
+    ("mamba", PrefixTuning(), NoSuchSite, "has no attention for a prefix"),
     ("gpt2", PrefixTuning(bias="looked-up"), BadConfig, "looks no position bias up; use bias=zero"),
 ]
 

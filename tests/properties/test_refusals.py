@@ -153,7 +153,7 @@ def test_every_part_of_a_model_says_how_many_heads_it_has() -> None:
 
 def test_what_needs_the_rows_of_a_batch_apart() -> None:
     """OPT lays all tokens of a batch in one row before its feed-forward."""
-    for method in (AdapterP(gate=True), AdapterP(stochastic_depth=0.5)):
+    for method in (AdapterP(gate=True, gate_over="all"), AdapterP(stochastic_depth=0.5)):
         model = FAMILIES["opt"].build()
         core.attach(model, method, name="a", anatomy=anatomy_of("opt"))
         with pytest.raises(

@@ -137,8 +137,8 @@ UNBUILT: list[tuple[type[Method], dict[str, Any], str]] = [
     (PTuning, {"encoder": "gru"}, r"p-tuning\.encoder is 'gru'"),
     (MultitaskPrompt, {"tasks": 0}, r"multitask-prompt\.tasks is 0; it must be at least 1"),
     (MultitaskPrompt, {"rank": 0}, r"multitask-prompt\.rank is 0; it must be at least 1"),
-    (PromptTuning, {"init": "text"}, r"init is text and text None; write both, as init=text,text='Summarise: '"),
-    (PromptTuning, {"text": "it is"}, r"init is words and text 'it is'; write both"),
+    (PromptTuning, {"init": "text"}, r"init=text without a text; write both, as init=text,text='Summarise:'"),
+    (PromptTuning, {"text": "it is"}, r"a text, and init=words; write both"),
     (PromptTuning, {"length": 2, "ids": (4, 5, 6)}, "what it starts from is 3 tokens and length 2; choose length=3"),
     (PromptTuning, {"ids": (4, 5), "sizes": (1, 2)}, "sizes add up to 3, and ids are 2"),
     (PromptTuning, {"ids": (4, 5), "sizes": (2, 0)}, r"sizes are \(2, 0\); a row is made of at least one token"),
@@ -155,7 +155,11 @@ def test_fields_that_make_no_sense(method: type[Method], fields: dict[str, Any],
 UNWORDED: list[tuple[Method, dict[str, Any], str]] = [
     (PromptTuning(init="text", text="it is", length=2), {}, r"init=text needs a tokenizer: attach\(\.\.\., tokenizer="),
     (PromptTuning(init="labels", length=2), {"labels": ("good", "bad")}, "init=labels needs a tokenizer"),
-    (PromptTuning(init="labels", length=2), {"tokenizer": tokenizer()}, r"no names of classes are known; attach\("),
+    (
+        PromptTuning(init="labels", length=2),
+        {"tokenizer": tokenizer()},
+        r"init=labels needs names of classes: rows with labels, or in Python attach\(",
+    ),
     (
         PromptTuning(init="text", text="it is a film", length=3),
         {"tokenizer": tokenizer()},

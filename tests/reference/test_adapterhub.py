@@ -353,7 +353,7 @@ def test_named_configurations_mean_what_they_say(preset: str, tmp_path: Path) ->
         ("llama", Parallel(size=4, targets=("attn",), attention="before"), "attention=before"),
         ("llama", LoRA(), "no LoRA at"),
         ("gpt2", LoRA(targets=("attn.qkv",)), "fused projections"),
-        ("bert", LoRA(targets=("attn.q",), dora=True), "DoRA is another"),
+        ("bert", LoRA(targets=("attn.q",), dora=True), "DoRA and gates are others"),
         ("bart", LoRA(targets=("attn.q",)), "cross-attention as it does"),
         ("bert", AdapterP(size=4, trained=("norm.*",)), "holds heads"),
         ("llama", LinearAdapter(size=4), "no adapter of the method linear-adapter; use it"),

@@ -96,7 +96,7 @@ class Prefix(FromWords):
     def sites(self, model: nn.Module, anatomy: Anatomy) -> tuple[Site, ...]:
         """Attention modules, and the input embeddings of stacks whose text starts later."""
         found = attention_sites(model, anatomy, self.targets, self.layers)
-        there = {site.stack for site in found}
+        there = list(dict.fromkeys(site.stack for site in found))
         strange = [stack for stack in self.stacks if stack not in there]
         if strange:
             raise NoSuchSite(f"{self.name}: stacks name {strange[0]!r}; stacks with attention here: {', '.join(there)}")
