@@ -27,6 +27,7 @@ from transformers import Cache, EncoderDecoderCache
 
 from budwood.anatomy import AttentionCall, Site, probe
 from budwood.core.attach import using
+from budwood.core.hooks import named, remove
 from budwood.core.plan import Part
 from budwood.core.registry import registry_of
 from budwood.core.rows import FrontDelta, acting, in_front, with_columns
@@ -137,8 +138,7 @@ def close_cache(module: nn.Module) -> None:
     if _CALL in vars(module):
         _see(module, vars(module)[_CALL], 0)
         object.__delattr__(module, _CALL)
-        for key in [k for k, hook in module._forward_pre_hooks.items() if hook is stand_in_hook]:
-            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+        remove(module, stand_in_hook)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def hearing(module: nn.Module, call: CacheCall, ear: Pairs) -> Iterator[None]:
 def stand_in_hook(module: nn.Module, args: tuple[Any, ...], kwargs: Given) -> tuple[Any, Any] | None:
     """Before the module's forward: a stand-in for its cache, and what has to be as long as the keys."""
     call: CacheCall = vars(module)[_CALL]
-    given = _named(call.arguments, args, kwargs)
+    given = named(call.arguments, args, kwargs)
     batch = given[call.arguments[0]].shape[0]
     fronts = [_Front(part, delta, *delta.rows(batch)) for part, delta in acting(module, batch)]
     ear = vars(module).get(_EAR)
@@ -175,10 +175,6 @@ def stand_in_hook(module: nn.Module, args: tuple[Any, ...], kwargs: Given) -> tu
     if ear is not None and call.waves is not None:
         changed["position_ids"] = given["position_ids"] % len(module.get_buffer(call.waves))
     return args[:1], {k: v for k, v in changed.items() if not (args and k == call.arguments[0])}
-
-
-def _named(arguments: tuple[str, ...], args: tuple[Any, ...], kwargs: Given) -> Given:
-    return {**dict(zip(arguments, args, strict=False)), **kwargs}
 
 
 def _changed(call: CacheCall, given: Given, fronts: list[_Front], ear: Pairs | None) -> Given:
@@ -265,7 +261,7 @@ def _measured(module: nn.Module, path: str, args: tuple[Any, ...], kwargs: Given
     arguments = tuple(inspect.signature(module.forward).parameters)
     cache = _argument(module, CACHES)
     assert cache is not None
-    given = _named(arguments, args, kwargs)
+    given = named(arguments, args, kwargs)
     heard = StandIn(None, ear=[])
     module(**{**given, cache: heard})
     if not heard.ear or len(heard.ear) != 1 or heard.ear[0][0].dim() != 4:

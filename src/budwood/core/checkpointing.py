@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from budwood.core.delta import Switch
+from budwood.core.hooks import remove
 from budwood.core.plan import Plan
 
 _SLOT = "_gradient_checkpointing_func"
@@ -71,8 +72,7 @@ def watch(model: nn.Module) -> None:
 
 def unwatch(model: nn.Module) -> None:
     """Remove the pre-hook and give every block its own checkpoint function back."""
-    for key in [k for k, hook in model._forward_pre_hooks.items() if hook is watch_hook]:
-        del model._forward_pre_hooks[key]
+    remove(model, watch_hook)
     for module in model.modules():
         checkpoint = vars(module).get(_SLOT)
         if isinstance(checkpoint, Replaying):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import local
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from budwood.core.plan import Place, Plan, run
+from budwood.core.hooks import remove
+from budwood.core.plan import Part, Place, Plan, parts_of, run
 from budwood.errors import BadConfig, WrongOrder
 
 
@@ -97,6 +98,9 @@ class Texts(local):
 
     def __reduce__(self) -> tuple[type[Texts], tuple[()]]:
         return Texts, ()
+
+
+Kind = TypeVar("Kind", bound=Delta)
 
 
 class Switch:
@@ -239,6 +243,16 @@ def deltas_of(module: nn.Module) -> Deltas | None:
     return child if isinstance(child, Deltas) else None
 
 
+def acting_at(module: nn.Module, batch: int, kind: type[Kind]) -> list[tuple[Part, Kind]]:
+    """The deltas of one kind that the plan in force lets act at a module, in order, with their rows of the batch."""
+    deltas = deltas_of(module)
+    if deltas is None or deltas.switch.plan is None:
+        return []
+    parts = parts_of(deltas.switch.plan, batch, deltas.layer, deltas.stack)
+    found = [(part, deltas[part.name]) for part in parts if part.name in deltas]
+    return [(part, delta) for part, delta in found if isinstance(delta, kind)]
+
+
 def install(module: nn.Module, switch: Switch, layer: int | None = None, stack: str = "") -> Deltas:
     """Give the module its child and the output hook, once; returns the child."""
     deltas = deltas_of(module)
@@ -277,10 +291,7 @@ def listen(module: nn.Module) -> None:
 def uninstall(module: nn.Module) -> None:
     """Take the child and both hooks away, leaving other people's hooks as they are."""
     del module._modules["deltas"]
-    for key in [k for k, hook in module._forward_hooks.items() if hook is leave_hook]:
-        del module._forward_hooks[key], module._forward_hooks_with_kwargs[key]
-    for key in [k for k, hook in module._forward_pre_hooks.items() if hook is enter_hook]:
-        del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+    remove(module, enter_hook, leave_hook)
 
 
 def enter_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy, Site
-from budwood.core.delta import Delta, Source, deltas_of
+from budwood.core.delta import Delta, Source, acting_at, deltas_of
 from budwood.core.entrance import Entrance, input_site, owner_of, positions_of, table_of
+from budwood.core.hooks import named, remove
 from budwood.core.insertion import SPAN, Block, Inset, arranged, block_of, mask_for, mask_of, without_block
-from budwood.core.plan import Part, Route, names, parts_of
+from budwood.core.plan import Part, Route, names
 from budwood.core.positions import (
     can_listen,
     check_continued,
@@ -184,10 +185,7 @@ def close_entrances(model: nn.Module) -> None:
         if entrance.stack not in needed and entrance.encoder is None:
             object.__delattr__(module, _SLOT)
             stop_listening(entrance)
-            for key in [k for k, hook in module._forward_pre_hooks.items() if hook is begin_hook]:
-                del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
-            for key in [k for k, hook in module._forward_hooks.items() if hook is end_hook]:
-                del module._forward_hooks[key], module._forward_hooks_always_called[key]
+            remove(module, begin_hook, end_hook)
 
 
 def _open(model: nn.Module, anatomy: Anatomy, stack: str) -> Entrance:
@@ -227,7 +225,7 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Before a stack's forward: ids, masks and positions with what the plan puts in."""
     entrance: Entrance = vars(module)[_SLOT]
     entrance.inserted.begin()
-    given = {**dict(zip(entrance.arguments, args, strict=False)), **kwargs}
+    given = named(entrance.arguments, args, kwargs)
     text = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if text is None:
         return None
@@ -235,10 +233,11 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if entrance.encoder is not None:
         _extend_crossing(entrance.encoder, changed)
     acting = _acting(entrance, text.shape[0])
-    block = _block(entrance, text)
+    block = _block(entrance, acting, text)
     shift = _shift(acting, text)
+    is_shifted = isinstance(shift, Tensor) or shift != 0
     added = _added(entrance, text.shape[0])
-    if block is None and not added and isinstance(shift, int) and shift == 0:
+    if block is None and not added and not is_shifted:
         return ((), changed) if entrance.encoder is not None else None
     cache = given.get("past_key_values")
     seen = 0 if cache is None else int(cache.get_seq_length())
@@ -248,7 +247,7 @@ def begin_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         _insert(entrance, block, changed, text)
     elif block is not None:
         _continue(entrance, block, changed, seen, text.shape[1])
-    if entrance.has_positions and not (isinstance(shift, int) and shift == 0):
+    if entrance.has_positions and is_shifted:
         shift_by(entrance, changed, shift, seen)
     return (), changed
 
@@ -276,20 +275,13 @@ def _cut(entrance: Entrance, states: Tensor, count: int, text: Tensor | None) ->
 
 
 def _acting(entrance: Entrance, batch: int) -> list[tuple[Part, InputDelta]]:
-    deltas = deltas_of(entrance.embedding)
-    if deltas is None or deltas.switch.plan is None:
-        return []
-    found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
-    return [(part, d) for part, d in found if isinstance(d, InputDelta) and d.stack == entrance.stack]
+    found = acting_at(entrance.embedding, batch, InputDelta)
+    return [(part, delta) for part, delta in found if delta.stack == entrance.stack]
 
 
 def _added(entrance: Entrance, batch: int) -> list[tuple[Part, StatesDelta]]:
     """What the plan in force puts behind the embeddings."""
-    deltas = None if entrance.embeddings is None else deltas_of(entrance.embeddings)
-    if deltas is None:
-        return []
-    found = [(part, deltas[part.name]) for part in parts_of(deltas.switch.plan, batch) if part.name in deltas]
-    return [(part, delta) for part, delta in found if isinstance(delta, StatesDelta)]
+    return [] if entrance.embeddings is None else acting_at(entrance.embeddings, batch, StatesDelta)
 
 
 def _add(
@@ -312,11 +304,11 @@ def _add(
         entrance.inserted.text = torch.where(place < first, place, place + delta.count)
 
 
-def _block(entrance: Entrance, text: Tensor) -> Block | None:
+def _block(entrance: Entrance, acting: list[tuple[Part, InputDelta]], text: Tensor) -> Block | None:
     """What the plan in force puts into a batch."""
     insets = [
         Inset(part, delta.slot, delta.length, delta.place == "after-first")
-        for part, delta in _acting(entrance, text.shape[0])
+        for part, delta in acting
         if delta.length and delta.place != "inside"
     ]
     return block_of(insets, text.shape[0], entrance.padding or 0, text.device)
@@ -392,7 +384,7 @@ def _extend_crossing(encoder: Entrance, given: dict[str, Any]) -> None:
     states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
     if states is None or mask is None:
         return
-    block, own = _block(encoder, states), mask_of(mask)
+    block, own = _block(encoder, _acting(encoder, states.shape[0]), states), mask_of(mask)
     if block is not None and own is not None and own.shape[1] < states.shape[1]:
         order, _ = order_in(encoder, {}, block, own, own.shape[1])
         given["encoder_attention_mask"] = arranged(mask_for(block, own), own, order)

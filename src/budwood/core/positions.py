@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from budwood.core.entrance import Entrance
+from budwood.core.hooks import named, remove
 from budwood.core.insertion import Block, arranged, ends_hidden, order_of
 from budwood.core.plan import Fuse, Plan, Route, Skip, Stack, Sum, Tasks
 from budwood.core.registry import Adapter, registry_of
@@ -63,8 +64,7 @@ def stop_listening(entrance: Entrance) -> None:
     table = entrance.table
     if table is not None and _SLOT in vars(table):
         object.__delattr__(table, _SLOT)
-        for key in [k for k, hook in table._forward_pre_hooks.items() if hook is look_up_hook]:
-            del table._forward_pre_hooks[key], table._forward_pre_hooks_with_kwargs[key]
+        remove(table, look_up_hook)
 
 
 def look_up_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -73,7 +73,7 @@ def look_up_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     shift = entrance.inserted.shift
     if not shift:
         return None
-    given = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+    given = named(inspect.signature(module.forward).parameters, args, kwargs)
     name = "past_key_values_length" if given.get("position_ids") is None else "position_ids"
     return (), {**given, name: given.get(name, 0) + shift}
 

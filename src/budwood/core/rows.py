@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budwood.core.delta import Delta, deltas_of
-from budwood.core.plan import Part, parts_of
+from budwood.core.delta import Delta, acting_at, deltas_of
+from budwood.core.plan import Part
 from budwood.errors import WrongOrder
 
 
@@ -73,12 +73,7 @@ class FrontDelta(Delta):
 
 def acting(module: nn.Module, batch: int) -> list[tuple[Part, FrontDelta]]:
     """The plan's adapters that have rows here."""
-    deltas = deltas_of(module)
-    if deltas is None or deltas.switch.plan is None:
-        return []
-    parts = parts_of(deltas.switch.plan, batch, deltas.layer, deltas.stack)
-    found = [(part, deltas[part.name]) for part in parts if part.name in deltas]
-    return [(part, delta) for part, delta in found if isinstance(delta, FrontDelta)]
+    return acting_at(module, batch, FrontDelta)
 
 
 def has_rows(module: nn.Module) -> bool:

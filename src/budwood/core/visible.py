@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from budwood.core.delta import Delta, Switch, deltas_of
 from budwood.core.entrance import owner_of
+from budwood.core.hooks import named, remove
 from budwood.core.registry import registry_of
 from budwood.errors import BadConfig, WrongOrder
 
@@ -93,12 +94,11 @@ def _close(model: nn.Module) -> None:
         ear = vars(module).get(_SLOT)
         if ear is not None and ear.stack not in needed:
             object.__delattr__(module, _SLOT)
-            for key in [k for k, hook in module._forward_pre_hooks.items() if hook is listen_hook]:
-                del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+            remove(module, listen_hook)
 
 
 def listen_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before a stack's forward: keep the mask that it is given."""
     ear: _Ear = vars(module)[_SLOT]
-    given = {**dict(zip(ear.arguments, args, strict=False)), **kwargs}
+    given = named(ear.arguments, args, kwargs)
     ear.switch.text.masks = {**ear.switch.text.masks, ear.stack: given.get("attention_mask")}

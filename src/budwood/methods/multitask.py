@@ -30,9 +30,6 @@ class MultitaskPrompt(InText):
     name = "multitask-prompt"
     paper = "Wang et al. 2023, arXiv:2303.02861"
     formula = "[P * (U_t V_t); E(x)]"
-    learning_rate = 3e-2
-    rates = (1e-2, 3e-2, 1e-1)
-    rates_why = "a prompt's rate goes with the scale of the model's embeddings, which differs by orders of magnitude"
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "num_tasks": "tasks", "num_ranks": "rank", "modules_to_save": "trained",
     }  # fmt: skip

@@ -36,6 +36,9 @@ from budwood.errors import BadConfig, NoSuchSite
 from budwood.methods.gate import Gated, GateOver
 from budwood.methods.words import FromWords
 
+NETWORK, PLAIN = (3e-4, 1e-3, 2e-3), (1e-2, 3e-2, 1e-1)
+"""Rates worth trying with a network and for plain rows; the middle one is where to start."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix(FromWords):
@@ -76,12 +79,12 @@ class Prefix(FromWords):
     @property
     def rate(self) -> float:
         """A network's weights learn at a thirtieth of the rate of plain rows."""
-        return 1e-3 if self.width else 3e-2
+        return self.rates_to_try[1]
 
     @property
     def rates_to_try(self) -> tuple[float, ...]:
         """Around `rate`."""
-        return (3e-4, 1e-3, 2e-3) if self.width else (1e-2, 3e-2, 1e-1)
+        return NETWORK if self.width else PLAIN
 
     @property
     def positions_taken(self) -> int:
@@ -120,8 +123,8 @@ class PrefixTuning(Prefix):
     name = "prefix-tuning"
     paper = "Li & Liang 2021, arXiv:2101.00190"
     formula = "softmax(q [P_K; k]^T) [P_V; v], P = W_2 tanh(W_1 E)"
-    learning_rate = 1e-3
-    rates = (3e-4, 1e-3, 2e-3)
+    learning_rate = NETWORK[1]
+    rates = NETWORK
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "prefix_length": "length", "preseqlen": "length",
         "encoder_hidden_size": "width", "bottleneck_size": "width", "mid_dim": "width", "modules_to_save": "trained",
@@ -138,8 +141,8 @@ class PTuningV2(Prefix):
     name = "p-tuning-v2"
     paper = "Liu et al. 2022, arXiv:2110.07602"
     formula = "softmax(q [P_K; k]^T) [P_V; v]"
-    learning_rate = 3e-2
-    rates = (1e-2, 3e-2, 1e-1)
+    learning_rate = PLAIN[1]
+    rates = PLAIN
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "pre_seq_len": "length", "prefix_hidden_size": "width",
         "modules_to_save": "trained",

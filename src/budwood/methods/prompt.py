@@ -29,9 +29,6 @@ class PromptTuning(InText):
     name = "prompt-tuning"
     paper = "Lester et al. 2021, arXiv:2104.08691"
     formula = "[P; E(x)]"
-    learning_rate = 3e-2
-    rates = (1e-2, 3e-2, 1e-1)
-    rates_why = "a prompt's rate goes with the scale of the model's embeddings, which differs by orders of magnitude"
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "prompt_length": "length", "prompt_tuning_init_text": "text",
         "modules_to_save": "trained",

@@ -104,6 +104,9 @@ class FromWords(Method):
 class InText(FromWords):
     """A method that trains embeddings at positions of the text of its own."""
 
+    learning_rate = 3e-2
+    rates = (1e-2, 3e-2, 1e-1)
+    rates_why = "a prompt's rate goes with the scale of the model's embeddings, which differs by orders of magnitude"
     unused: ClassVar[tuple[str, ...]] = ("targets", "layers")
     place: Literal["front", "after-first", "inside"] | None = None
     """Where they stand: in front, behind the first token ([CLS]), or wherever the text has pseudo tokens; by default
