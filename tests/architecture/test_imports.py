@@ -27,13 +27,22 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "anatomy", "core", "methods", "interop"),
         *("assets", "data", "evaluate", "records"),
     },
+    "prune": {"errors", "anatomy", "core", "data", "evaluate"},
+    "distill": {
+        *("errors", "anatomy", "core", "methods", "interop"),
+        *("assets", "data", "evaluate", "records", "prune", "train"),
+    },
+    "shrink": {
+        *("errors", "anatomy", "core", "methods", "interop"),
+        *("assets", "data", "evaluate", "records", "prune", "train", "distill"),
+    },
     "cli": {
         *("errors", "anatomy", "core", "methods", "combine", "interop"),
-        *("assets", "data", "evaluate", "records", "train"),
+        *("assets", "data", "evaluate", "records", "train", "distill", "shrink"),
     },
     "__init__": {
         *("errors", "anatomy", "core", "methods", "combine", "interop"),
-        *("assets", "data", "evaluate", "records", "train"),
+        *("assets", "data", "evaluate", "records", "train", "distill", "shrink"),
     },
     "__main__": {"cli"},
 }
@@ -58,7 +67,7 @@ ONLY_IN: dict[str, set[str]] = {
     "accelerate": {"train"},
     "transformers": {
         *("anatomy", "core.entrance", "core.inputs", "core.attention", "core.cache_shim"),
-        *("assets", "data", "evaluate", "train", "cli"),
+        *("assets", "data", "evaluate", "prune", "train", "distill", "shrink", "cli"),
     },
     "huggingface_hub": {"assets", "data"},
     "datasets": {"data"},
@@ -67,9 +76,9 @@ ONLY_IN: dict[str, set[str]] = {
     "bitsandbytes": {"core", "assets"},
     "cyclopts": {"cli"},
     "rich": {"cli", "data.preview"},
-    "jinja2": {"data.templates", "records", "train"},
+    "jinja2": {"data.templates", "records", "train", "shrink"},
     "platformdirs": {"assets", "cli"},
-    "filelock": {"assets", "records"},
+    "filelock": {"assets", "records", "distill"},
     "psutil": {"records", "train"},
     "peft": set(),
 }
