@@ -115,6 +115,7 @@ def fit(
                     learned_tokens=outcome.targets,
                     seconds=seconds,
                     elapsed_s=standing.seconds,
+                    parts=outcome.parts,
                 )
             )
             if validate is not None and _validation_due(config, standing.step, before, share):

@@ -24,6 +24,7 @@ from budwood.train.precision import resolve_device, resolve_precision, store_com
 from budwood.train.preflight import Preflight, data_facts, preflight
 from budwood.train.probe import probe
 from budwood.train.randomness import seed_everything
+from budwood.train.recipe import Lesson
 from budwood.train.setup import Prepared, prepare
 from budwood.train.stacking import contents
 
@@ -36,7 +37,7 @@ class Started:
     material: Material
     prepared: Prepared
     anatomy: Anatomy
-    objective: Objective
+    lesson: Lesson
     feed: Feed
     facts: Preflight
     meter: MemoryMeter
@@ -51,10 +52,15 @@ class Started:
         return Standing(pieces=pieces) if pieces > self.job.config.accumulate else None
 
     @property
+    def objective(self) -> Objective:
+        """What its steps minimise."""
+        return self.lesson.objective
+
+    @property
     def identity(self) -> dict[str, str]:
         """What a resumed run must find unchanged."""
         below = {"adapters below": contents(self.job.on)} if self.job.on else {}
-        return {**self.material.identity, **below}
+        return {**self.material.identity, **below, **self.lesson.identity}
 
     def memory(self) -> Memory:
         """The most the run held, loading included; verification, which comes after, not."""
@@ -148,16 +154,20 @@ def start(job: Job) -> Started:
             f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "
             "run one process, or call budwood.train.setup.prepare and budwood.train.loop.fit in your own script"
         )
-    objective = OBJECTIVES[material.corpus.task]()
+    lesson = Lesson(objective=OBJECTIVES[material.corpus.task]())
+    if job.recipe is not None:
+        lesson = job.recipe.teach(job, material, prepared)
+    prepared = prepared.with_beside(lesson.beside)
     loaded = meter.read()
     held_bytes = psutil.Process().memory_info().rss - meter.floor_bytes
     if device.type == "cuda":
         held_bytes = torch.cuda.memory_allocated(device)
-    forecast = probe(prepared, objective, feed, job.config)
+    forecast = probe(prepared, lesson.objective, feed, job.config)
     probed = meter.read()
     facts = preflight(data, prepared, feed, job.config, forecast, held_bytes=held_bytes, on=job.on)
+    facts = replace(facts, lesson=lesson.lines)
     high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
-    return Started(job, material, prepared, anatomy, objective, feed, facts, meter, high)
+    return Started(job, material, prepared, anatomy, lesson, feed, facts, meter, high)
 
 
 def manifest_of(started: Started) -> Manifest:
