@@ -154,9 +154,7 @@ def start(job: Job) -> Started:
             f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "
             "run one process, or call budwood.train.setup.prepare and budwood.train.loop.fit in your own script"
         )
-    lesson = Lesson(objective=OBJECTIVES[material.corpus.task]())
-    if job.recipe is not None:
-        lesson = job.recipe.teach(job, material, prepared)
+    lesson = _lesson(job, material, prepared)
     prepared = prepared.with_beside(lesson.beside)
     loaded = meter.read()
     held_bytes = psutil.Process().memory_info().rss - meter.floor_bytes
@@ -168,6 +166,13 @@ def start(job: Job) -> Started:
     facts = replace(facts, lesson=lesson.lines)
     high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
     return Started(job, material, prepared, anatomy, lesson, feed, facts, meter, high)
+
+
+def _lesson(job: Job, material: Material, prepared: Prepared) -> Lesson:
+    """The task's own loss, or what the job's recipe makes of it."""
+    if job.recipe is None:
+        return Lesson(objective=OBJECTIVES[material.corpus.task]())
+    return job.recipe.teach(job, material, prepared)
 
 
 def manifest_of(started: Started) -> Manifest:
