@@ -86,7 +86,9 @@ class Distillation:
         if self.top_k is not None and self.top_k < 1:
             raise BadConfig(f"top_k is {self.top_k}; keep at least 1 token of each position")
         if self.top_k is not None and self.on_policy:
-            raise BadConfig("a cached teacher (top_k) cannot judge answers that the student writes (on_policy); drop one")
+            raise BadConfig(
+                "a cached teacher (top_k) cannot judge answers that the student writes (on_policy); drop one"
+            )
         if self.top_k is not None and (self.hidden_weight or self.attention_weight or self.relation_weight):
             raise BadConfig("a cached teacher (top_k) has no hidden states or attention; drop top_k or those weights")
 

@@ -22,7 +22,9 @@ from budwood.train.objective import OBJECTIVES, Loss
 class Insides(Protocol):
     """What compares hidden states or attention: entered around the student's forward of a batch."""
 
-    def watched(self, model: nn.Module, batch: Batch, forward: Callable[[], Reading]) -> tuple[Reading, dict[str, Tensor]]:
+    def watched(
+        self, model: nn.Module, batch: Batch, forward: Callable[[], Reading]
+    ) -> tuple[Reading, dict[str, Tensor]]:
         """The student's forward, and the losses by name, each [] a mean."""
 
 

@@ -133,7 +133,9 @@ def _with_adapter(folder: Path) -> Named:
     run = folder.parent if (folder.parent / "run.json").is_file() else None
     base = RunFolder(run).manifest().model if run else found.base
     if not base:
-        raise BadConfig(f"{folder} does not say which base it is for; fold it in first: budwood merge {folder} --out DIR")
+        raise BadConfig(
+            f"{folder} does not say which base it is for; fold it in first: budwood merge {folder} --out DIR"
+        )
     return Named(
         shown=str(run or folder),
         base=base,
@@ -142,4 +144,3 @@ def _with_adapter(folder: Path) -> Named:
         is_in_place=found.method is not None and trains_in_place(found.method),
         labels=found.labels,
     )
-

@@ -65,17 +65,18 @@ class LiveTeacher:
     def say(self, batch: Batch) -> Said:
         """One forward now; of a language model the hidden states are kept, and logits are made when asked for."""
         device = batch.input_ids.device
-        with same_randomness(), self._speaking():
+        with same_randomness(), self.speaking():
             reading = self.reader(self.model, batch.to(self.model.device))
 
         def full(positions: slice) -> Tensor:
-            with self._speaking():
+            with self.speaking():
                 return reading.at(positions).to(device)
 
         return Said(count=len(reading), full=full)
 
     @contextmanager
-    def _speaking(self) -> Iterator[None]:
+    def speaking(self) -> Iterator[None]:
+        """Inside, `model` is the teacher: in evaluation mode, under its plan."""
         with evaluating(self.model):
             yield
 
@@ -95,8 +96,9 @@ class SameModel(LiveTeacher):
         return super().say(batch)
 
     @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        with using(self.model, self.plan), super()._speaking():
+    def speaking(self) -> Iterator[None]:
+        """As `LiveTeacher.speaking`, under the teacher's plan."""
+        with using(self.model, self.plan), super().speaking():
             yield
 
     def _check(self) -> None:
