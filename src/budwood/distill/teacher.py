@@ -11,6 +11,7 @@ from torch import Tensor
 
 from budwood.core import Plan, adapters, using
 from budwood.data import Batch
+from budwood.distill.content import fingerprint_of
 from budwood.distill.supervised import Reader
 from budwood.errors import BadConfig
 from budwood.evaluate import evaluating
@@ -73,6 +74,11 @@ class LiveTeacher:
                 return reading.at(positions).to(device)
 
         return Said(count=len(reading), full=full)
+
+    def fingerprint(self) -> str:
+        """Tells it from any other teacher: a hash of all its weights and of its plan."""
+        with self._speaking():
+            return fingerprint_of(self.model)
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
