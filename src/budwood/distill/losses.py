@@ -2,7 +2,7 @@
 
 Every loss takes logits of the same positions and returns the mean over those that count. p = softmax(teacher / T) and
 q = softmax(student / T); both are softened, and the result is multiplied by T**2, which keeps gradients of one size
-when T changes (Hinton et al. 2015, arXiv:1503.02531, section 2.1). Sums are in float32 (float64 where the student's
+when T changes (Hinton et al. 2015, arXiv:1503.02531, section 2). Sums are in float32 (float64 where the student's
 logits are), logarithms are never of a probability that has been rounded to 0, and a token that the teacher rules out
 (logit -inf) adds 0. No gradient flows into the teacher.
 
@@ -58,7 +58,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: f
 def skewed_kl(
     student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
 ) -> Tensor:
-    """KL(p || alpha p + (1 - alpha) q), mean over the positions that count (DistiLLM, arXiv:2402.03898, eq. 4).
+    """KL(p || alpha p + (1 - alpha) q), mean over the positions that count (DistiLLM, arXiv:2402.03898).
 
     student, teacher, mask: as in `forward_kl`, which this becomes as alpha -> 0; as alpha -> 1 it becomes 0, and
              divided by (1 - alpha)**2 half the chi-squared divergence of q from p
@@ -72,7 +72,7 @@ def skewed_kl(
 def skewed_reverse_kl(
     student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
 ) -> Tensor:
-    """KL(q || alpha q + (1 - alpha) p), mean over the positions that count (DistiLLM, arXiv:2402.03898, eq. 4).
+    """KL(q || alpha q + (1 - alpha) p), mean over the positions that count (DistiLLM, arXiv:2402.03898).
 
     student, teacher, mask: as in `reverse_kl`, which this becomes as alpha -> 0; finite also where the teacher rules
              tokens out
@@ -88,7 +88,7 @@ def jensen_shannon(
 ) -> Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, mean over the positions that count.
 
-    The generalised Jensen-Shannon divergence of GKD (arXiv:2306.13649, eq. 1), beta the teacher's share of m. It goes
+    The generalised Jensen-Shannon divergence of GKD (arXiv:2306.13649), beta the teacher's share of m. It goes
     to 0 at both ends; divided by beta (1 - beta) it becomes KL(p || q) as beta -> 0 and KL(q || p) as beta -> 1.
     student, teacher, mask: as in `forward_kl`
     Returns  [] in nats, times temperature**2; at most log 2 before that.
