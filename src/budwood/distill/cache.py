@@ -91,14 +91,14 @@ def cache_teacher(
         raise BadConfig("what a teacher says of questions is about places in a window; give the teacher itself")
     origin = replace(origin, task=teacher.reader.task, teacher=teacher.fingerprint())
     folder = Path(folder)
-    with _locked(folder):
+    with locked(folder, "the teacher cache"):
         shards, keys = _planned(examples, pad_id, shard_tokens)
         tokens = sum(examples[place].num_targets for shard in shards for place in shard)
         made_of = {
             "version": VERSION,
             **asdict(origin),
             "k": k,
-            "arithmetic": _arithmetic(teacher.model.device),
+            "arithmetic": arithmetic_of(teacher.model.device),
             "data": hashlib.sha256(b"".join(keys)).hexdigest(),
             "rows": len(keys),
             "tokens": tokens,
@@ -238,7 +238,7 @@ def _full_disk_told(folder: Path, done: int, shards: int, price: Cost) -> Iterat
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str) -> Iterator[None]:
     """One writer at a time; the system drops the lock of a process that died."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as problem:
         raise WrongOrder(
-            f"another process is writing the teacher cache in {folder}; wait for it, or choose another folder"
+            f"another process is writing {what} in {folder}; wait for it, or choose another folder"
         ) from problem
     except OSError as error:
         raise not_writable(folder, error) from error
@@ -256,7 +256,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _arithmetic(device: torch.device) -> str:
+def arithmetic_of(device: torch.device) -> str:
     """Whether products are in less than the weights' precision."""
     kind = device.type
     return str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else "exact"
