@@ -93,21 +93,20 @@ def cache_teacher(
     folder = Path(folder)
     with locked(folder, "the teacher cache"):
         shards, keys = _planned(examples, pad_id, shard_tokens)
-        tokens = sum(examples[place].num_targets for shard in shards for place in shard)
-        made_of = {
+        made_of: dict[str, Any] = {
             "version": VERSION,
             **asdict(origin),
             "k": k,
             "arithmetic": arithmetic_of(teacher.model.device),
             "data": hashlib.sha256(b"".join(keys)).hexdigest(),
             "rows": len(keys),
-            "tokens": tokens,
+            "tokens": sum(examples[place].num_targets for shard in shards for place in shard),
             "batch_size": batch_size,
             "shard_tokens": shard_tokens,
             "shards": len(shards),
         }
         done = _standing(folder, made_of, redo=redo)
-        price = cost(k, tokens, len(keys))
+        price = cost(k, made_of["tokens"], len(keys))
         say(f"teacher cache in {folder}: {price}; {len(done)} of {len(shards)} shards are there")
         left = [number for number in range(len(shards)) if str(number) not in done]
         _check_room(folder, price, len(left) / len(shards))
@@ -115,10 +114,8 @@ def cache_teacher(
             chosen = [examples[place] for place in shards[number]]
             tensors = _asked(teacher, chosen, pad_id, k, batch_size)
             with _full_disk_told(folder, len(done), len(shards), price):
-                content = safetensors.torch.save(tensors)
-                write_bytes(folder / name_of(number), content)
-                done[str(number)] = hashlib.sha256(content).hexdigest()
-                write_json(folder / MANIFEST, {**made_of, "done": dict(sorted(done.items(), key=lambda e: int(e[0])))})
+                done[str(number)] = _write(folder / name_of(number), tensors)
+                write_json(folder / MANIFEST, {**made_of, "done": {n: done[n] for n in sorted(done, key=int)}})
             say(f"shard {number + 1} of {len(shards)}: {len(chosen)} rows, {len(tensors['ids'])} tokens")
     return price
 
@@ -212,6 +209,13 @@ def _standing(folder: Path, made_of: dict[str, Any], *, redo: bool) -> dict[str,
             "is not what was written; delete it, or have damaged shards made again with redo"
         )
     return {number: sha256 for number, sha256 in done.items() if number not in damaged}
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """A whole file in one step; the sha256 of its content."""
+    content = safetensors.torch.save(tensors)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _check_room(folder: Path, price: Cost, share: float) -> None:

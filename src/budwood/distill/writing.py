@@ -73,32 +73,28 @@ def write_answers(
     asking = next((row for row in rows if not row.asked), None)
     if asking is not None:
         raise BadData(f"{asking.where}: nothing is asked, so a teacher cannot answer; give rows with a prompt")
+    how: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "max_source": max_source,
+        "template": template,
+        "stop_ids": sorted(stop_ids),
+    }
     made_of = {
         "teacher": teacher.fingerprint(),
         "tokenizer": hash_of_tokenizer(tokenizer),
         "prompts": replace(corpus, splits={split: tuple(_asked(row) for row in rows)}).hash(),
-        "template": template,
         "sampling": None if sampling is None else asdict(sampling),
-        "limits": [max_new_tokens, max_source],
-        "stops": sorted(stop_ids),
         "arithmetic": arithmetic_of(teacher.model.device),
+        **how,
     }
 
     def ask(group: int) -> list[Generation]:
         some = rows[group * GROUP : (group + 1) * GROUP]
+        drawn = _of_group(sampling, group)
+        prompts = [row.asked for row in some]
         try:
             with teacher.speaking():
-                return complete(
-                    teacher.model,
-                    tokenizer,
-                    [row.asked for row in some],
-                    max_new_tokens=max_new_tokens,
-                    max_source=max_source,
-                    sampling=_of_group(sampling, group),
-                    batch_size=batch_size,
-                    template=template,
-                    stop_ids=stop_ids,
-                )
+                return complete(teacher.model, tokenizer, prompts, sampling=drawn, batch_size=batch_size, **how)
         except BadData as error:
             raise BadData(f"{some[0].where} to {some[-1].where}: {error}") from error
 
