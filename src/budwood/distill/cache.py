@@ -91,23 +91,22 @@ def cache_teacher(
         raise BadConfig("what a teacher says of questions is about places in a window; give the teacher itself")
     origin = replace(origin, task=teacher.reader.task, teacher=teacher.fingerprint())
     folder = Path(folder)
-    with _locked(folder):
+    with locked(folder, "the teacher cache"):
         shards, keys = _planned(examples, pad_id, shard_tokens)
-        tokens = sum(examples[place].num_targets for shard in shards for place in shard)
-        made_of = {
+        made_of: dict[str, Any] = {
             "version": VERSION,
             **asdict(origin),
             "k": k,
-            "arithmetic": _arithmetic(teacher.model.device),
+            "arithmetic": arithmetic_of(teacher.model.device),
             "data": hashlib.sha256(b"".join(keys)).hexdigest(),
             "rows": len(keys),
-            "tokens": tokens,
+            "tokens": sum(examples[place].num_targets for shard in shards for place in shard),
             "batch_size": batch_size,
             "shard_tokens": shard_tokens,
             "shards": len(shards),
         }
         done = _standing(folder, made_of, redo=redo)
-        price = cost(k, tokens, len(keys))
+        price = cost(k, made_of["tokens"], len(keys))
         say(f"teacher cache in {folder}: {price}; {len(done)} of {len(shards)} shards are there")
         left = [number for number in range(len(shards)) if str(number) not in done]
         _check_room(folder, price, len(left) / len(shards))
@@ -115,10 +114,8 @@ def cache_teacher(
             chosen = [examples[place] for place in shards[number]]
             tensors = _asked(teacher, chosen, pad_id, k, batch_size)
             with _full_disk_told(folder, len(done), len(shards), price):
-                content = safetensors.torch.save(tensors)
-                write_bytes(folder / name_of(number), content)
-                done[str(number)] = hashlib.sha256(content).hexdigest()
-                write_json(folder / MANIFEST, {**made_of, "done": dict(sorted(done.items(), key=lambda e: int(e[0])))})
+                done[str(number)] = _write(folder / name_of(number), tensors)
+                write_json(folder / MANIFEST, {**made_of, "done": {n: done[n] for n in sorted(done, key=int)}})
             say(f"shard {number + 1} of {len(shards)}: {len(chosen)} rows, {len(tensors['ids'])} tokens")
     return price
 
@@ -214,6 +211,13 @@ def _standing(folder: Path, made_of: dict[str, Any], *, redo: bool) -> dict[str,
     return {number: sha256 for number, sha256 in done.items() if number not in damaged}
 
 
+def _write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """A whole file in one step; the sha256 of its content."""
+    content = safetensors.torch.save(tensors)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
 def _check_room(folder: Path, price: Cost, share: float) -> None:
     free, needed = shutil.disk_usage(folder).free, int(price.total * share)
     if free < needed:
@@ -238,7 +242,7 @@ def _full_disk_told(folder: Path, done: int, shards: int, price: Cost) -> Iterat
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str) -> Iterator[None]:
     """One writer at a time; the system drops the lock of a process that died."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +250,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as problem:
         raise WrongOrder(
-            f"another process is writing the teacher cache in {folder}; wait for it, or choose another folder"
+            f"another process is writing {what} in {folder}; wait for it, or choose another folder"
         ) from problem
     except OSError as error:
         raise not_writable(folder, error) from error
@@ -256,7 +260,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _arithmetic(device: torch.device) -> str:
+def arithmetic_of(device: torch.device) -> str:
     """Whether products are in less than the weights' precision."""
     kind = device.type
     return str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else "exact"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from budwood.core import base_state_dict, named_parameters, names
 from budwood.core.registry import registry_of
 from budwood.data import IGNORE, Batch
 
@@ -69,12 +70,16 @@ def counts_of(batch: Batch) -> list[int]:
 
 
 def fingerprint_of(model: Any) -> str:
-    """sha256 of all weights, adapters' included, and of the plan in force."""
+    """sha256 of the plan in force and of all weights that act under it: those of other adapters do not count."""
     registry = registry_of(model)
-    digest = hashlib.sha256(repr(registry.switch.plan if registry else None).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    plan = registry.switch.plan if registry else None
+    digest = hashlib.sha256(repr(plan).encode())
+    weights: dict[str, Tensor] = dict(base_state_dict(model))
+    for adapter in dict.fromkeys(names(plan)):
+        weights |= {f"{adapter} {name}": weight for name, weight in named_parameters(model, adapter).items()}
+    for name, weight in weights.items():
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -77,7 +77,7 @@ class LiveTeacher:
 
     def fingerprint(self) -> str:
         """Tells it from any other teacher: a hash of all its weights and of its plan."""
-        with self._speaking():
+        with self.speaking():
             return fingerprint_of(self.model)
 
     @contextmanager
