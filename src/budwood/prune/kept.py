@@ -40,6 +40,8 @@ class Structure:
     """Width of the residual stream."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Dimension to the reason why this model cannot be cut there."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """`Units.path` of those that have to keep the same numbers, as heads that share a table of positions (T5)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,184 @@
+"""A smaller model of the same class out of a larger one: the configuration follows, every tensor is accounted for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from budwood.anatomy import Anatomy, discover
+from budwood.errors import BadConfig, VerificationFailed
+from budwood.prune.fit import Fit, Subject, fit
+from budwood.prune.kept import Kept, Structure
+from budwood.prune.norms import rescaled
+from budwood.prune.sizes import Misfit
+from budwood.prune.structure import CUT_HERE, known, outline, subject_of, why_not
+
+
+def cut(
+    model: PreTrainedModel, kept: Kept, *, anatomy: Anatomy | None = None, weights: Mapping[str, Tensor] | None = None
+) -> PreTrainedModel:
+    """A new model with what is kept of `model`, which stays as it is.
+
+    weights: values that some parameters are to have before they are cut, whole, by their names (as `refit` gives them)
+    Norms over fewer channels: their weights grow by sqrt(before / after), which is exact where the channels that go
+    are zero; those that do carry something are for the recovery to make up for.
+    Raises BadConfig where the model cannot be cut so, naming what of it can be.
+    """
+    subject = subject_of(model, anatomy)
+    structure = outline(subject)
+    check(kept, structure)
+    _check_weights(subject, weights or {})
+    try:
+        for dimension in dimensions_of(kept, structure):
+            if (why := known(subject, structure, dimension)) is not None:
+                raise Misfit(why)
+        found = fit(subject, structure, kept)
+    except Misfit as why:
+        raise BadConfig(_refusal(subject, structure, kept, str(why))) from why
+    new = _built(model, found)
+    _fill(new, subject, found, kept, weights or {})
+    _check_parts(subject, found, new)
+    return new
+
+
+def dimensions_of(kept: Kept, structure: Structure) -> tuple[str, ...]:
+    """The dimensions in which something goes."""
+    units = {u.path: u for u in structure.units}
+    gone = {units[path].dimension for path, chosen in kept.units.items() if len(chosen) < units[path].count}
+    if any(len(chosen) < structure.depths[stack] for stack, chosen in kept.layers.items()):
+        gone |= {"layers"}
+    if kept.channels is not None and len(kept.channels) < structure.hidden:
+        gone |= {"hidden"}
+    return tuple(dimension for dimension in CUT_HERE if dimension in gone)
+
+
+def check(kept: Kept, structure: Structure) -> None:
+    """Raises BadConfig for stacks, units or numbers that the model does not have, and for nothing left."""
+    counts = {u.path: u.count for u in structure.units}
+    for stack, chosen in kept.layers.items():
+        if stack not in structure.depths:
+            raise BadConfig(f"no stack is called {stack!r}; there are: {', '.join(structure.depths)}")
+        _check_numbers(f"blocks of {stack}", chosen, structure.depths[stack])
+    for path, chosen in kept.units.items():
+        if path not in counts:
+            raise BadConfig(f"{path!r} reads no units that can be cut; structure_of(model).units lists those that do")
+        _check_numbers(f"units of {path}", chosen, counts[path])
+    if kept.channels is not None:
+        _check_numbers("channels", kept.channels, structure.hidden)
+    for paths in structure.together:
+        alive = [path for path in paths if _is_kept(path, kept, structure)]
+        if len({tuple(kept.units.get(path, range(counts[path]))) for path in alive}) > 1:
+            raise BadConfig(
+                f"{alive[0]} and {alive[1]} share one table of positions, with an entry for each head, so they have to "
+                "keep the same heads; give the same numbers for each"
+            )
+
+
+def _is_kept(path: str, kept: Kept, structure: Structure) -> bool:
+    units = next(u for u in structure.units if u.path == path)
+    return units.layer in kept.layers.get(units.stack, range(structure.depths[units.stack]))
+
+
+def _check_numbers(what: str, chosen: Sequence[int], count: int) -> None:
+    if not chosen:
+        raise BadConfig(f"no {what} are kept; keep one at least")
+    if list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
+        raise BadConfig(
+            f"{what} kept: {list(chosen)[:8]}; give different numbers from 0 to {count - 1}, the least first"
+        )
+
+
+def _check_weights(subject: Subject, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        own = subject.state.get(name)
+        if own is None or own.shape != value.shape:
+            expected = "a name of the uncut model" if own is None else f"the whole {tuple(own.shape)}"
+            raise BadConfig(f"weights has {name} {tuple(value.shape)}; give {expected}")
+
+
+def _refusal(subject: Subject, structure: Structure, kept: Kept, why: str) -> str:
+    """What was asked, why it is not to be had, and what is."""
+    asked = dimensions_of(kept, structure)
+    can = [d for d in CUT_HERE if d not in asked and why_not(subject, structure, d) is None]
+    name = subject.model.config.model_type
+    return f"{name} cannot be cut so in {' and '.join(asked)}: {why}; it can be cut in: {', '.join(can) or 'nothing'}"
+
+
+def _built(model: PreTrainedModel, found: Fit) -> PreTrainedModel:
+    """The class at its new sizes, where and as the model is; its weights are not worth anything yet."""
+    with torch.random.fork_rng(devices=[]), torch.device(model.device), no_init_weights():
+        new = type(model)(copy.deepcopy(found.config))
+    new.tie_weights()
+    if model.can_generate() and model.generation_config is not None:
+        new.generation_config = copy.deepcopy(model.generation_config)
+    return new.train(model.training)
+
+
+def _fill(new: PreTrainedModel, subject: Subject, found: Fit, kept: Kept, weights: Mapping[str, Tensor]) -> None:
+    """Give every tensor its values, those that several modules share once."""
+    parameters = dict(subject.model.named_parameters(remove_duplicate=False))
+    gain = {} if kept.channels is None else rescaled(subject, found.axes, kept.channels)
+    filled: dict[int, str] = {}
+    with torch.no_grad():
+        for name, old in found.names.items():
+            path, _, key = name.rpartition(".")
+            module = new.get_submodule(path)
+            target: Any = module._parameters.get(key)
+            source = parameters.get(old)
+            if id(target) in filled:
+                _check_tied(subject, old, filled[id(target)])
+                continue
+            value = gain.get(old, weights.get(old, subject.state[old])).detach()
+            value = _selected(value, found.axes.get(old, {})).to(subject.state[old])
+            if target is None or source is None:
+                module._buffers[key] = value
+                continue
+            target.data = value
+            target.requires_grad_(source.requires_grad)
+            filled[id(target)] = old
+
+
+def _selected(value: Tensor, axes: Mapping[int, Sequence[int]]) -> Tensor:
+    """The entries that stay, in memory of their own."""
+    for axis, index in axes.items():
+        value = value.index_select(axis, torch.tensor(index, device=value.device))
+    return value if axes else value.clone()
+
+
+def _check_tied(subject: Subject, name: str, other: str) -> None:
+    if subject.state[name].data_ptr() != subject.state[other].data_ptr():
+        raise BadConfig(
+            f"{name} and {other} are two weights, and the configuration says that they are one; set "
+            "config.tie_word_embeddings = False"
+        )
+
+
+def _check_parts(subject: Subject, found: Fit, new: nn.Module) -> None:
+    """Rows of fused projections must mean what they meant: asked of the new attention, where the rows moved."""
+    fused = [site for site in subject.anatomy.sites if site.parts]
+    if not any(f"{site.path}.weight" in found.axes for site in fused):
+        return
+    places = {old: new_name for new_name, old in found.names.items()}
+    now = {site.path: site.parts for site in discover(new).sites}
+    for site in fused:
+        if (place := places.get(f"{site.path}.weight")) is None:
+            continue
+        axis = 1 if site.kind == "conv1d" else 0
+        index = found.axes.get(f"{site.path}.weight", {}).get(axis, list(range(site.out_features)))
+        before = {row: part.role for part in site.parts for start, stop in part.rows for row in range(start, stop)}
+        after = {
+            row: part.role
+            for part in now[place.removesuffix(".weight")]
+            for start, stop in part.rows
+            for row in range(start, stop)
+        }
+        if [before[row] for row in index] != [after.get(row) for row in range(len(index))]:
+            raise VerificationFailed(
+                f"queries, keys and values lie in another order in the smaller {place}; keep other heads, or none cut"
+            )
