@@ -15,6 +15,7 @@ from budwood.errors import BadConfig
 from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
+from budwood.train.config import TrainConfig
 from budwood.train.feed import Feed
 from budwood.train.heads import new_modules, refuse_untrained, train_new_modules
 from budwood.train.job import Job
@@ -126,15 +127,7 @@ def start(job: Job) -> Started:
             job = replace(job, method=train_new_modules(job.method, model, anatomy, new))
     if compact:
         store_compactly(model, trained=job.method.unfreeze(model, anatomy))
-    feed = Feed.of(
-        material.train.examples,
-        batch=job.config.batch,
-        pad_id=material.pad_id,
-        seed=job.config.seed,
-        group_by_length=job.config.group_by_length,
-        where=lambda row: material.corpus.where("train", row),
-        masking=Masking.of(material.tokenizer) if material.corpus.task == "masked-lm" else None,
-    )
+    feed = feed_of(material, job.config)
     sample = feed.batch(feed.longest(1))
     prepared = prepare(
         model,
@@ -166,6 +159,19 @@ def start(job: Job) -> Started:
     facts = replace(facts, lesson=lesson.lines)
     high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
     return Started(job, material, prepared, anatomy, lesson, feed, facts, meter, high)
+
+
+def feed_of(material: Material, config: TrainConfig) -> Feed:
+    """The training rows of a job in the order of its steps."""
+    return Feed.of(
+        material.train.examples,
+        batch=config.batch,
+        pad_id=material.pad_id,
+        seed=config.seed,
+        group_by_length=config.group_by_length,
+        where=lambda row: material.corpus.where("train", row),
+        masking=Masking.of(material.tokenizer) if material.corpus.task == "masked-lm" else None,
+    )
 
 
 def _lesson(job: Job, material: Material, prepared: Prepared) -> Lesson:
