@@ -108,7 +108,7 @@ class Sizing:
     def _channels(self) -> int:
         """Channels are cut so many at a time: classes want their number to be a multiple of that of heads."""
         heads = max((group.heads for group in self.subject.groups), default=1)
-        return heads * max(1, _grain(self.now.hidden) // heads)
+        return heads * -(-_grain(self.now.hidden) // heads)
 
     def _least(self, target: int, name: str, sizes: Sequence[int]) -> int | None:
         """The largest of some sizes, in falling order, at which the target is met; None where none does."""
