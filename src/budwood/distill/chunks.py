@@ -17,10 +17,12 @@ from torch.autograd.function import once_differentiable
 from budwood.distill.losses import Loss
 from budwood.errors import BadData
 
-SLICE_BYTES = 1 << 26
-"""What one slice of positions may take, unless the caller says."""
-LIVE = 9
-"""Float32 numbers for each position and token while a slice's loss and gradient are made, at most: measured."""
+SLICE_BYTES = 1 << 28
+"""What one slice of positions may take, unless the caller says. A trained head's gradient is added up once for each
+slice, so that slices of few positions take longer: a tenth at 64, a half at 32 (benchmarks/distill_loss.py)."""
+LIVE = 16
+"""Float32 numbers for each position and token while a slice's loss and gradient are made: 6 to 10 by the losses, and
+what the allocator keeps of those before."""
 
 
 def positions_within(vocabulary: int, budget: int = SLICE_BYTES) -> int:
@@ -105,7 +107,7 @@ def _collect(value: Tensor, part: Tensor, gradient: Tensor | None, found: dict[T
             gradient.copy_(own)
     for leaf, new in zip(leaves, gradients, strict=True):
         if new is not None:
-            found.setdefault(leaf, torch.zeros_like(leaf)).add_(new)
+            found[leaf] = found[leaf].add_(new) if leaf in found else new.clone()
 
 
 def _leaves(value: Tensor) -> Iterator[Tensor]:
