@@ -44,7 +44,8 @@ def main() -> None:
     examples = rows(arguments.rows)
     batch = collate(examples, 0)
     live = LiveTeacher(load(), "causal-lm")
-    print(f"{machine().processor.model}, {arguments.threads} thread(s); {len(batch)} rows, {batch.num_targets} learned tokens\n")
+    here = machine().processor.model
+    print(f"{here}, {arguments.threads} thread(s); {len(batch)} rows, {batch.num_targets} learned tokens\n")
     precision(live, batch)
     with tempfile.TemporaryDirectory() as folder:
         cached = {k: caught(live, examples, Path(folder) / str(k), k) for k in SIZES}
