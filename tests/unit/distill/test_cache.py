@@ -19,7 +19,9 @@ import budwood as bw
 from budwood.data import Batch, Example, collate
 from budwood.distill.cache import MANIFEST, cache_teacher, cost, name_of
 from budwood.distill.cached import CachedTeacher
+from budwood.distill.coarse import coarsened
 from budwood.distill.content import Origin, fingerprint_of, hash_of_tokenizer, keys_of
+from budwood.distill.losses import forward_kl
 from budwood.distill.supervised import Reader
 from budwood.distill.teacher import LiveTeacher, Said, SameModel
 from budwood.errors import BadCheckpoint, BadConfig, BadData, NotAvailable, WrongOrder
@@ -46,12 +48,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def kl(student: Tensor, said: Said) -> Tensor:
-    """KL of the coarsened distributions, by hand."""
-    assert said.ids is not None and said.log_probs is not None
-    q = student.log_softmax(-1)
-    log_q = torch.cat([q.gather(-1, said.ids), (1 - q.gather(-1, said.ids).exp().sum(-1, keepdim=True)).log()], -1)
-    log_p = torch.cat([said.log_probs, (1 - said.log_probs.exp().sum(-1, keepdim=True)).log()], -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    """Forward KL to a teacher, live or cached."""
+    mask = torch.ones(len(said), dtype=torch.bool)
+    if said.ids is None or said.log_probs is None:
+        return forward_kl(student, said.at(ALL), mask)
+    return forward_kl(*coarsened(student, said.ids, said.log_probs), mask)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -74,18 +75,9 @@ def test_gradients_of_the_loss_are_the_live_teachers(tmp_path: Path) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     found = []
     for k in (None, VOCABULARY, 8):
+        teacher = live if k is None else CachedTeacher(made(tmp_path / str(k), k=k, teacher=live))
         student.zero_grad()
-        logits = Reader("causal-lm")(student, batch).at(ALL)
-        if k is None:
-            p, q = live.say(batch).at(ALL).log_softmax(-1), logits.log_softmax(-1)
-            loss = (p.exp() * (p - q)).sum(-1).mean()
-        else:
-            said = CachedTeacher(made(tmp_path / str(k), k=k, teacher=live)).say(batch)
-            if k == VOCABULARY:
-                p, q = said.log_probs, logits.log_softmax(-1).gather(-1, said.ids)  # type: ignore[arg-type]
-                loss = (p.exp() * (p - q)).sum(-1).mean()  # type: ignore[union-attr]
-            else:
-                loss = kl(logits, said)
+        loss = kl(Reader("causal-lm")(student, batch).at(ALL), teacher.say(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         grad = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
         found.append((loss.item(), grad))

@@ -14,6 +14,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassif
 import budwood as bw
 from budwood.data import IGNORE, Batch, Example, collate
 from budwood.data.batch import Blank
+from budwood.distill.config import Distillation
+from budwood.distill.objective import Distill
 from budwood.distill.supervised import PADDING, Reader
 from budwood.distill.teacher import LiveTeacher, Said, SameModel
 from budwood.errors import BadConfig, BadData
@@ -197,3 +199,21 @@ def test_batches_of_other_tasks_are_refused() -> None:
         LiveTeacher(tiny("bert"), "question-answering").say(collate(rows(2), PAD))
     with pytest.raises(BadConfig, match="only its likeliest choices; this loss needs the teacher itself"):
         Said(count=1, ids=torch.zeros(1, 1), log_probs=torch.zeros(1, 1)).at(ALL)
+
+
+def test_recomputed_activations_are_the_students_though_the_same_model_teaches() -> None:
+    batch, found = collate(rows(4), PAD), []
+    for recomputes in (False, True):
+        torch.manual_seed(5)
+        model = perturbed(tiny(), LoRA(rank=2, targets=("all",)))
+        model.train()
+        if recomputes:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        config = Distillation(loss="forward-kl", kd_weight=1.0, ce_weight=0.0)
+        teacher, reader = SameModel(model, "causal-lm"), Reader("causal-lm")
+        loss = Distill(task="causal-lm", config=config, teacher=teacher, reader=reader)(model, batch)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        found.append(torch.cat([parameter.grad.flatten() for parameter in bw.parameters(model, "x")]))
+    assert found[0].norm() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
