@@ -1,1 +1,1 @@
-"""Smaller models out of larger ones, as transformers models of the same class: what counts, what stays, the cut, the refit."""
+"""Smaller models of the same class out of larger ones: what counts, what stays, the cut, the refit."""
