@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from budwood.anatomy import Anatomy, Site, SubLayer, discover
 from budwood.core import adapters
-from budwood.data import Batch
-from budwood.errors import BadConfig, WrongOrder
+from budwood.data import IGNORE, Batch
+from budwood.errors import BadConfig, BadData, WrongOrder
 from budwood.evaluate import evaluating
-from budwood.prune.calibration import After, joined, listening, logits_at, rows_of, text
+from budwood.prune.calibration import After, joined, listening, logits_at, rows_of, summed_loss, text
 from budwood.prune.kept import Kept, Structure
 
 TOKENS = 32768
@@ -106,6 +106,16 @@ class Fit:
         after += [(one.site.path, partial(self._solve, one)) for one in self._linears]
         after += [(path, partial(self._keep_output, (path, end))) for path, end in residuals if end == "output"]
         return listening(self.model, before, after)
+
+    def loss(self) -> float:
+        """Solve, and the summed loss of the second half on the way. Raises BadData where nothing is labelled."""
+        labels = self.batch.labels
+        if labels is None:
+            raise BadData("a batch without labels has no loss; encode rows with answers or labels")
+        own = torch.arange(len(labels), device=labels.device) >= len(labels) // 2
+        masked = labels.masked_fill(~own.view(-1, *(1,) * (labels.ndim - 1)), IGNORE)
+        with evaluating(self.model), self.listening():
+            return float(summed_loss(self.model, replace(self.batch, labels=masked)))
 
     def _keep(self, key: tuple[str, str], states: Tensor) -> None:
         self._streams[key] = states
