@@ -160,7 +160,10 @@ def keep(structure: Structure, scores: Scores, sizes: Sizes) -> Kept:
         size = wanted[part.dimension]
         if size is not None:
             _check(size, 1, part.count, f"{part.dimension} of {part.path}")
-            units[part.path] = highest(scores.units[part.path], size)
+            group = next((g for g in structure.together if part.path in g), (part.path,))
+            units[part.path] = highest(
+                torch.stack([scores.units[p] / scores.units[p].mean() for p in group]).sum(dim=0), size
+            )
     layers = {}
     for stack, size in (sizes.layers or {}).items():
         if stack not in structure.depths:

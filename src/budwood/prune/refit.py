@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from budwood.anatomy import Anatomy, Site, SubLayer, discover
 from budwood.core import adapters
-from budwood.data import Batch
-from budwood.errors import BadConfig, WrongOrder
+from budwood.data import IGNORE, Batch
+from budwood.errors import BadConfig, BadData, WrongOrder
 from budwood.evaluate import evaluating
-from budwood.prune.calibration import After, joined, listening, logits_at, rows_of, text
+from budwood.prune.calibration import After, joined, listening, logits_at, rows_of, summed_loss, text
 from budwood.prune.kept import Kept, Structure
 
 TOKENS = 32768
@@ -88,13 +88,16 @@ class Fit:
     ) -> None:
         if adapters(model):
             raise WrongOrder(f"adapter {next(iter(adapters(model)))!r} is attached; merge or detach it, then refit")
-        self.model, self.batch, self.ridge = model, batch.repeated(2), ridge
+        self.model, self.batch, self.ridge, self.target = model, batch, ridge, target
+        if target == "global":
+            self.batch = batch.repeated(2)
         self.weights: dict[str, Tensor] = {}
         self._there = {stack: text(batch, stack) for stack in structure.depths}
         self._streams: dict[tuple[str, str], Tensor] = {}
         self._is_changed = False
         anatomy = anatomy or discover(model)
         blocks = [s for s in anatomy.sites if s.role == "block" and s.layer is not None]
+        self._blocks = [s.path for s in blocks]
         self._gone = [s.path for s in blocks if s.layer not in kept.layers.get(s.stack, (s.layer,))]
         self._linears = _linears(anatomy, structure, kept, is_global=target == "global", device=model.device)
 
@@ -105,7 +108,22 @@ class Fit:
         after: list[tuple[str, After]] = [(path, self._skip) for path in self._gone]
         after += [(one.site.path, partial(self._solve, one)) for one in self._linears]
         after += [(path, partial(self._keep_output, (path, end))) for path, end in residuals if end == "output"]
+        after += [(path, self._forget) for path in self._blocks]
         return listening(self.model, before, after)
+
+    def loss(self) -> float:
+        """Solve, and the summed loss of what is kept on the way. Raises BadData where nothing is labelled."""
+        labels = self.batch.labels
+        if labels is None:
+            raise BadData("a batch without labels has no loss; encode rows with answers or labels")
+        own = torch.arange(len(labels), device=labels.device) >= self._uncut(labels)
+        masked = labels.masked_fill(~own.view(-1, *(1,) * (labels.ndim - 1)), IGNORE)
+        with evaluating(self.model), self.listening():
+            return float(summed_loss(self.model, replace(self.batch, labels=masked)))
+
+    def _uncut(self, states: Tensor) -> int:
+        """How many rows, or positions, of some states [2 B, *] are the uncut model's: none where only one runs."""
+        return len(states) // 2 if self.target == "global" else 0
 
     def _keep(self, key: tuple[str, str], states: Tensor) -> None:
         self._streams[key] = states
@@ -113,17 +131,21 @@ class Fit:
     def _keep_output(self, key: tuple[str, str], x: Tensor, y: Tensor) -> None:
         self._streams[key] = y
 
+    def _forget(self, x: Tensor, y: Tensor) -> None:
+        """Behind a block nothing asks for its streams."""
+        self._streams.clear()
+
     def _skip(self, x: Tensor, y: Tensor) -> Tensor:
         """A block that is cut returns what it reads. x, y: [2 B, T, d]"""
         self._is_changed = True
-        return torch.cat([y[: len(y) // 2], x[len(x) // 2 :]])
+        return torch.cat([y[: self._uncut(y)], x[self._uncut(x) :]])
 
     def _solve(self, linear: _Linear, x: Tensor, y: Tensor) -> Tensor | None:
         """x: [2 B, T, in], y: [2 B, T, out] -> y with the second half by the new weights."""
         module = self.model.get_submodule(linear.site.path)
         if linear.features is None and not (self._is_changed and linear.share):
             return None
-        half = len(y) // 2
+        half = self._uncut(y)
         weight, bias = _values(module, linear.site)
         new = weight.clone()
         if linear.features is not None:
@@ -148,7 +170,7 @@ class Fit:
         """What the second half's stream lacks, in terms of the linear's output: [positions, out]."""
         assert linear.sublayer is not None
         stream = self._streams[linear.sublayer.r]
-        half = len(stream) // 2
+        half = self._uncut(stream)
         return (rows_of(stream[:half], there) - rows_of(stream[half:], there)) / linear.sublayer.scale
 
     def _note(self, site: Site, module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,19 +1,16 @@
-"""Which blocks to cut: one after another, each time the one that costs least loss once what is left has been refitted."""
+"""Which blocks to cut: one after another, each time the one that costs least loss once the rest has been refitted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from budwood.anatomy import Anatomy, discover
-from budwood.data import IGNORE, Batch
+from budwood.data import Batch
 from budwood.errors import BadConfig, BadData
-from budwood.evaluate import evaluating
-from budwood.prune.calibration import joined, summed_loss
+from budwood.prune.calibration import joined
 from budwood.prune.importance import highest, importance
 from budwood.prune.kept import Kept, Structure
 from budwood.prune.refit import Fit
@@ -58,18 +55,8 @@ def search_layers(
         for block in tried:
             kept = Kept(layers={stack: tuple(other for other in blocks if other != block)})
             fit = Fit(model, kept, batch, structure, anatomy=anatomy, ridge=ridge, target="global")
-            losses[block] = _loss(model, fit) / batch.num_targets
+            losses[block] = fit.loss() / batch.num_targets
         block = min(losses, key=lambda number: losses[number])
         blocks.remove(block)
         told(block, losses[block])
     return Kept(layers={stack: tuple(blocks)})
-
-
-def _loss(model: Any, fit: Fit) -> float:
-    """The summed loss of the second half, where the weights are solved for on the way."""
-    labels = fit.batch.labels
-    assert isinstance(labels, Tensor)
-    labels = labels.clone()
-    labels[: len(labels) // 2] = IGNORE
-    with evaluating(model), fit.listening():
-        return float(summed_loss(model, replace(fit.batch, labels=labels)))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from budwood.anatomy import discover
 from budwood.data import Batch
 from budwood.errors import BadConfig, BadData
 from budwood.prune.calibration import summed_loss

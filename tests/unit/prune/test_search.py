@@ -18,7 +18,9 @@ from families import FAMILIES, GQA, VOCABULARY
 def deep() -> LlamaForCausalLM:
     """Six blocks, of which 2 and 4 add nothing."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**GQA, "num_hidden_layers": 6}, vocab_size=VOCABULARY, initializer_range=0.2))
+    model = LlamaForCausalLM(
+        LlamaConfig(**{**GQA, "num_hidden_layers": 6}, vocab_size=VOCABULARY, initializer_range=0.2)
+    )
     with torch.no_grad():
         for block in (2, 4):
             model.model.layers[block].self_attn.o_proj.weight.zero_()
