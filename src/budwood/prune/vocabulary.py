@@ -1,4 +1,4 @@
-"""Vocabulary: tokens that the texts never need are taken out of a model and its tokenizer, and the rest is proved equal."""
+"""The tokens that some texts never need are taken out of a model and its tokenizer, and what is left is proved equal."""
 
 from __future__ import annotations
 
