@@ -47,7 +47,9 @@ def trained(
     config = replace(job.config, budget=budget, learning_rate=job.config.learning_rate or _rate(job))
     feed, anatomy = feed_of(material, config), discover(model)
     sample = feed.batch(feed.longest(1))
-    prepared = prepare(model, job.method, config, name=NAME, sample=sample, anatomy=anatomy, labels=material.corpus.labels or ())
+    prepared = prepare(
+        model, job.method, config, name=NAME, sample=sample, anatomy=anatomy, labels=material.corpus.labels or ()
+    )
     task = material.corpus.task
     objective: Objective = OBJECTIVES[task]()
     if teacher is not None:
