@@ -1,4 +1,4 @@
-"""The tokens that some texts never need are taken out of a model and its tokenizer, and what is left is proved equal."""
+"""Tokens that some texts never need are taken out of a model and its tokenizer; what is left is proved equal."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from budwood.train.objective import OBJECTIVES, Objective
 from budwood.train.observer import Observer
 from budwood.train.proof import Ledger
 from budwood.train.setup import prepare
+from budwood.train.stacking import trains_in_place
 from budwood.train.start import feed_of
 
 NAME = "recovery"
@@ -69,11 +69,4 @@ def trained(
 
 
 def _rate(job: Job) -> float:
-    from budwood.train.stacking import trains_in_place
-
     return RATE if trains_in_place(job.method) else job.method.rate
-
-
-def count_of(model: Any) -> int:
-    """Parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -138,6 +138,8 @@ class Job:
         """
         if "teacher" in values:
             raise BadConfig(f"this is a distillation ({values['teacher']} teaches); type budwood distill, not train")
+        if "shrink" in values:
+            raise BadConfig("this is a shrinking; type budwood shrink, not train")
         known = set(SAID)
         settings = {key: value for key, value in values.items() if key not in known}
         said = {key: value for key, value in values.items() if key in known and value is not None}
