@@ -61,6 +61,8 @@ def _check_weights(subject: Subject, weights: Mapping[str, Tensor]) -> None:
 def _refusal(subject: Subject, structure: Structure, kept: Kept, why: str) -> str:
     """What was asked, why it is not to be had, and what is."""
     asked = dimensions_of(kept, structure)
+    if len(asked) == 1:  # what holds for any size says more than what this one met first
+        why = why_not(subject, structure, asked[0]) or why
     can = [d for d in CUT_HERE if d not in asked and why_not(subject, structure, d) is None]
     name = subject.model.config.model_type
     return f"{name} cannot be cut so in {' and '.join(asked)}: {why}; it can be cut in: {', '.join(can) or 'nothing'}"
