@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from budwood.data import IGNORE, Batch
 from budwood.errors import BadConfig, BadData
+from budwood.evaluate import span_logits, span_losses
 from budwood.evaluate.head import without_cache
 from budwood.evaluate.inputs import class_logits, fitted
 
@@ -79,21 +80,23 @@ def rows_of(states: Tensor, there: Tensor) -> Tensor:
     return flat[there.flatten().to(flat.device)]
 
 
-def summed_loss(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy of all labels, summed: [], in nats. Logits are made where labels stand, and nowhere else.
+def summed_loss(model: Any, batch: Batch, *, after: int = 0) -> Tensor:
+    """Cross-entropy of all labels behind the first `after` rows, summed: [], in nats.
 
-    Raises BadData for a batch without labels.
+    Logits are made where labels stand, and nowhere else. Raises BadData for a batch without labels.
     """
     batch = fitted(model, batch.to(model.device))
+    if batch.spans is not None:
+        return span_losses(span_logits(model, batch), batch)[after:].sum()
     if batch.labels is None:
         raise BadData("a batch without labels has no loss; encode rows with answers or labels")
     if batch.labels.ndim == 1:
-        logits, labels = class_logits(model, batch), batch.labels
+        logits, labels = class_logits(model, batch)[after:], batch.labels[after:]
     else:
         labels = batch.labels[:, int(batch.shift) :]
-        row, place = (labels != IGNORE).nonzero(as_tuple=True)  # [positions] each
-        logits, labels = logits_at(model, batch, row, place), labels[row, place]
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+        row, place = (labels[after:] != IGNORE).nonzero(as_tuple=True)  # [positions] each
+        logits, labels = logits_at(model, batch, row + after, place), labels[row + after, place]
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 def logits_at(model: Any, batch: Batch, row: Tensor, place: Tensor) -> Tensor:

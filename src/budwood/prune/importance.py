@@ -21,7 +21,7 @@ from budwood.prune.calibration import listening, logits_at, rows_of, summed_loss
 from budwood.prune.kept import Kept, Sizes, Structure
 
 Score = Literal["activation", "taylor", "random"]
-"""How units are scored. The size of weights is none: it removes what every text needs (see docs)."""
+"""How units are scored. The size of weights is no such score: it cuts what every text needs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from budwood.anatomy import Anatomy, Site, SubLayer, discover
 from budwood.core import adapters
-from budwood.data import IGNORE, Batch
-from budwood.errors import BadConfig, BadData, WrongOrder
+from budwood.data import Batch
+from budwood.errors import BadConfig, WrongOrder
 from budwood.evaluate import evaluating
 from budwood.prune.calibration import After, joined, listening, logits_at, rows_of, summed_loss, text
 from budwood.prune.kept import Kept, Structure
@@ -113,13 +113,8 @@ class Fit:
 
     def loss(self) -> float:
         """Solve, and the summed loss of what is kept on the way. Raises BadData where nothing is labelled."""
-        labels = self.batch.labels
-        if labels is None:
-            raise BadData("a batch without labels has no loss; encode rows with answers or labels")
-        own = torch.arange(len(labels), device=labels.device) >= self._uncut(labels)
-        masked = labels.masked_fill(~own.view(-1, *(1,) * (labels.ndim - 1)), IGNORE)
         with evaluating(self.model), self.listening():
-            return float(summed_loss(self.model, replace(self.batch, labels=masked)))
+            return float(summed_loss(self.model, self.batch, after=self._uncut(self.batch.input_ids)))
 
     def _uncut(self, states: Tensor) -> int:
         """How many rows, or positions, of some states [2 B, *] are the uncut model's: none where only one runs."""

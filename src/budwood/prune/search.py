@@ -44,7 +44,7 @@ def search_layers(
     if candidates < 1:
         raise BadConfig(f"candidates is {candidates}; at least one block must be tried")
     anatomy, batch = anatomy or discover(model), joined(model, batches, TOKENS)
-    if not batch.num_targets or batch.labels is None:
+    if not batch.num_targets:
         raise BadData("no position of the calibration text is labelled, so losses cannot be compared; give answers")
     influence = importance(model, [batch], structure=structure, anatomy=anatomy).layers[stack]
     blocks = list(range(structure.depths[stack]))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertConfig, BertForQuestionAnswering
 
 from budwood.data import Batch
 from budwood.errors import BadConfig, BadData
@@ -15,7 +16,7 @@ from budwood.prune.importance import Scores, importance, keep
 from budwood.prune.kept import Sizes, Structure, Units
 from budwood.prune.structure import structure_of
 from calibrating import calibration
-from families import FAMILIES
+from families import FAMILIES, LLAMA, VOCABULARY
 
 DOWN = "model.layers.1.mlp.down_proj"
 
@@ -172,6 +173,26 @@ def test_sizes_that_the_model_does_not_have(sizes: Sizes, message: str) -> None:
         keep(STRUCTURE, SCORES, sizes)
 
 
+def test_heads_that_share_a_table_are_the_same_in_every_block() -> None:
+    model = FAMILIES["t5"].build()
+    structure = structure_of(model)
+    kept = keep(structure, importance(model, [calibration("t5")], structure=structure), Sizes(heads=2))
+    assert structure.together
+    for group in structure.together:
+        assert len({kept.units[path] for path in group}) == 1
+
+
 def test_a_dimension_that_cannot_be_cut() -> None:
     with pytest.raises(BadConfig, match="heads of this model cannot be cut: they are one"):
         keep(replace(STRUCTURE, refused={"heads": "they are one"}), SCORES, Sizes(heads=1))
+
+
+def test_losses_of_spans_behind_some_rows() -> None:
+    torch.manual_seed(0)
+    sizes = {k: v for k, v in LLAMA.items() if k != "max_position_embeddings"}
+    model = BertForQuestionAnswering(BertConfig(**sizes, vocab_size=VOCABULARY)).eval()
+    batch = replace(calibration("bert", rows=4), labels=None, spans=torch.tensor([[0, 1], [1, 2], [2, 2], [0, 3]]))
+    losses = [float(summed_loss(model, batch, after=after)) for after in (0, 3, 4)]
+    assert losses[0] > losses[1] > losses[2] == 0
+    scores = importance(model, [batch], structure=structure_of(model), score="taylor")
+    assert all(found.sum() > 0 for found in scores.units.values())
