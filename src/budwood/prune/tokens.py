@@ -61,8 +61,10 @@ def used(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> Used:
             met.update(ids)
             number, tokens = number + 1, tokens + len(ids)
             strange += unknown is not None and unknown in ids
-    if not number:
-        raise BadData("there are no texts, so no token of the vocabulary would be left; give the texts of your data")
+    if not tokens:
+        raise BadData(
+            f"{number} texts were given, with no token in them, so none would be kept; give the texts of your data"
+        )
     needed = met | {token for text in _written(tokenizer) for token in inner.encode(text).ids}
     return Used(
         texts=number,
@@ -103,6 +105,13 @@ def chunks(texts: Texts) -> Iterator[list[str]]:
             if not isinstance(text, str):
                 raise BadData(f"among the texts is {text!r:.80}, which is no text; give strings")
         yield chunk
+
+
+def first_ids(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> list[int]:
+    """The first text that has any tokens, encoded."""
+    inner = backend(tokenizer)
+    encoded = (inner.encode(text).ids for chunk in chunks(texts) for text in chunk)
+    return next(ids for ids in encoded if ids)
 
 
 def _written(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -15,7 +15,7 @@ from budwood.evaluate.mode import evaluating
 from budwood.prune.ids import ids_in
 from budwood.prune.rows import fewer_rows, rows_of
 from budwood.prune.tokenizer import differing, fewer_tokens, touching
-from budwood.prune.tokens import Texts, Used, backend, chunks, used
+from budwood.prune.tokens import Texts, Used, first_ids, used
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ def trim(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Text
         )
     kept, fewer = _encoding(tokenizer, texts, kept)
     smaller = fewer_rows(model, kept)
-    _check_answers(model, smaller, kept, next(chunks(texts)), fewer)
+    _check_answers(model, smaller, kept, first_ids(tokenizer, texts)[:TOKENS])
     return Trimmed(
         model=smaller,
         tokenizer=fewer,
@@ -111,21 +111,14 @@ def _encoding(
     )
 
 
-def _check_answers(
-    model: PreTrainedModel,
-    smaller: PreTrainedModel,
-    kept: Sequence[int],
-    texts: list[str],
-    fewer: PreTrainedTokenizerBase,
-) -> None:
-    """Raises VerificationFailed where the two models say different things of the first text."""
-    place = {"device": model.device}
-    new = torch.tensor([backend(fewer).encode(max(texts, key=len)).ids[:TOKENS]], **place)
-    old = torch.tensor(kept, **place)[new]
+def _check_answers(model: PreTrainedModel, smaller: PreTrainedModel, kept: Sequence[int], ids: list[int]) -> None:
+    """Raises VerificationFailed where the two models say different things of a text, given by its old ids."""
+    stay, old = torch.tensor(kept, device=model.device), torch.tensor([ids], device=model.device)
+    new = torch.searchsorted(stay, old)
     with evaluating(model), evaluating(smaller):
         was, now = _answer(model, old), _answer(smaller, new)
     if was.shape != now.shape:
-        was = was[..., torch.tensor(kept, **place)]
+        was = was[..., stay]
     difference = float((was.float() - now.float()).abs().max() / was.float().abs().max())
     if not difference <= TOLERANCE.get(was.dtype, 0.03):
         raise VerificationFailed(

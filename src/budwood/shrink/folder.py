@@ -40,21 +40,26 @@ class Shelf:
     labels: tuple[str, ...] | None
 
     @property
+    def root(self) -> Path:
+        """The run folder, wherever one is."""
+        return self.run.path.absolute()
+
+    @property
     def work(self) -> Path:
         """Where the stage that is being made stands."""
-        return self.run.path / "work"
+        return self.root / "work"
 
     @property
     def stages(self) -> list[Stage]:
         """Every stage so far, the last one last."""
-        path = self.run.path / "stages.jsonl"
+        path = self.root / "stages.jsonl"
         if not path.is_file():
             return []
         return [Stage.from_dict(line, where=str(path)) for line in read_lines(path)]
 
     def add(self, stage: Stage) -> None:
         """Write a stage down, and clear the place where it was made."""
-        append_line(self.run.path / "stages.jsonl", stage.to_dict())
+        append_line(self.root / "stages.jsonl", stage.to_dict())
         shutil.rmtree(self.work, ignore_errors=True)
 
     def save(self, model: PreTrainedModel, tokenizer: Any, name: str, batches: list[Batch]) -> str:
@@ -62,7 +67,7 @@ class Shelf:
 
         Raises BadConfig where it cannot be written (a full disk), VerificationFailed where it is not what was saved.
         """
-        place = self.run.path / name
+        place = self.root / name
         draft = place.with_name(f".{place.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         try:
@@ -82,18 +87,18 @@ class Shelf:
 
     def load(self, place: str | Path) -> PreTrainedModel:
         """The model of a folder, in float32, as stock transformers reads it."""
-        return load_model(resolve_model(self.run.path / place), task=self.task, labels=self.labels, dtype=torch.float32)
+        return load_model(resolve_model(self.root / place), task=self.task, labels=self.labels, dtype=torch.float32)
 
     def tokenizer(self, place: str | Path) -> Any:
         """The tokenizer of a folder."""
-        return load_tokenizer(resolve_model(self.run.path / place))
+        return load_tokenizer(resolve_model(self.root / place))
 
     def deliver(self, place: str) -> Path:
         """RUN/model, with the files of a stage: linked where the disk can, else copied."""
-        target = self.run.path / "model"
+        target = self.root / "model"
         shutil.rmtree(target, ignore_errors=True)
         try:
-            shutil.copytree(self.run.path / place, target, copy_function=_linked)
+            shutil.copytree(self.root / place, target, copy_function=_linked)
         except (OSError, shutil.Error) as error:
             raise not_writable(target, error if isinstance(error, OSError) else OSError(str(error))) from error
         return target

@@ -123,12 +123,12 @@ class Shrinker:
             trimmed = trim(self.model, before.tokenizer, _texts(before))
             self.model = trimmed.model
             place = self.shelf.save(trimmed.model, trimmed.tokenizer, self._place("vocabulary"), [])
-            self.material = gather(replace(self.job, model=str(self.folder.path / place)))
+            self.material = gather(replace(self.job, model=str(self.shelf.root / place)))
             _check_same_tokens(before, self.material, trimmed.kept)
             self._add("vocabulary", str(trimmed), None, began=began, place=place)
         else:
             self.model = self._load(done)
-            self.material = gather(replace(self.job, model=str(self.folder.path / (done.folder or ""))))
+            self.material = gather(replace(self.job, model=str(self.shelf.root / (done.folder or ""))))
 
     def _cut(self) -> str | None:
         """One stage; why it is the last, if it is."""

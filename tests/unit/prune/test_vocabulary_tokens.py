@@ -126,7 +126,7 @@ def test_texts_may_be_begun_anew_and_counts_are_told() -> None:
     assert (found.texts, found.tokens, found.different, found.unknown) == (2, 4, 3, 1)
 
 
-@pytest.mark.parametrize(("texts", "said"), [([], "there are no texts"), (["a", 3], "among the texts is 3")])
+@pytest.mark.parametrize(("texts", "said"), [([], "0 texts were given"), (["a", 3], "among the texts is 3")])
 def test_what_are_no_texts_is_refused(texts: Any, said: str) -> None:
     with pytest.raises(BadData, match=said):
         used(make_tokenizer(), texts)
