@@ -118,8 +118,8 @@ def _linked(source: str, target: str) -> str:
 
 
 def _check_same(found: list[Tensor], expected: list[Tensor], place: Path) -> None:
-    largest = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    limit = SAME * max(1.0, max(float(b.abs().max()) for b in expected))
+    largest = max((float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)), default=0.0)
+    limit = SAME * max([1.0, *(float(b.abs().max()) for b in expected)])
     if not largest <= limit:
         raise VerificationFailed(
             f"the model written to {place} and read again gives logits that differ by {largest:.3g}; nothing was kept, "

@@ -8,7 +8,7 @@ from typing import Any
 from budwood.evaluate import LossReport
 from budwood.prune.structure import structure_of
 from budwood.records import count
-from budwood.shrink.measure import Held, answer_s, timed
+from budwood.shrink.measure import Held, timed, timed_beside
 from budwood.shrink.sizes import Shape
 from budwood.shrink.stage import Stage
 
@@ -24,13 +24,24 @@ class Found:
     recover_s: float
 
 
-def looked_at(model: Any, found: Found, held: Held, *, original: Stage | None, whole: LossReport | None) -> Stage:
+def looked_at(
+    model: Any,
+    found: Found,
+    held: Held,
+    *,
+    original: Stage | None,
+    whole: LossReport | None,
+    beside: tuple[Any, float] | None,
+) -> Stage:
     """The stage, with its size, quality and speed.
 
     original: the first stage, None for itself
     whole:    what the unshrunk model makes of the same rows, once there is one
+    beside:   a model to compare its speed with, and how many times faster than the original that one is; None for a
+              model of the original's shape
     """
-    own, timing, parameters = held.ask(model), timed(model), count(model.parameters())[0]
+    own, parameters = held.ask(model), count(model.parameters())[0]
+    timing, times = (timed(model), 1.0) if beside is None else timed_beside(model, beside[0])
     vocabulary = model.get_input_embeddings().weight.shape[0]
     return Stage(
         number=found.number,
@@ -42,7 +53,7 @@ def looked_at(model: Any, found: Found, held: Held, *, original: Stage | None, w
         scores=held.scores(own),
         quality=None if whole is None else held.quality(own, whole),
         timing=timing,
-        speedup=1.0 if original is None else answer_s(original.timing) / answer_s(timing),
+        speedup=times * (1.0 if beside is None else beside[1]),
         cut_s=found.cut_s,
         recover_s=found.recover_s,
     )

@@ -79,6 +79,17 @@ def timed(model: Any, repeats: int = 5) -> Timing:
     return latency(model, prompt_tokens=prompt, new_tokens=min(WRITTEN, context - prompt - 1), repeats=repeats)
 
 
+def timed_beside(model: Any, other: Any, rounds: int = 3) -> tuple[Timing, float]:
+    """(how fast a model reads and writes, how many times faster than another one), measured by turns.
+
+    The machine may be faster at one minute than at another; a ratio of neighbours does not see that.
+    """
+    pairs = [(timed(model, 3), timed(other, 3)) for _ in range(rounds)]
+    pairs.sort(key=lambda pair: answer_s(pair[1]) / answer_s(pair[0]))
+    own, reference = pairs[len(pairs) // 2]
+    return own, answer_s(reference) / answer_s(own)
+
+
 def answer_s(timing: Timing) -> float:
     """Seconds for a prompt and an answer of the usual length."""
     return timing.prefill_s + WRITTEN * (timing.per_token_s or 0.0)

@@ -28,7 +28,7 @@ from budwood.shrink.measure import Held
 from budwood.shrink.recover import trained
 from budwood.shrink.report import write_report
 from budwood.shrink.sizes import Shape, Sizing, least
-from budwood.shrink.stage import Stage
+from budwood.shrink.stage import BEGINNINGS, Stage
 from budwood.train.config import Budget
 from budwood.train.job import Job
 from budwood.train.loop import Fitted, Saving
@@ -119,13 +119,13 @@ class Shrinker:
         done = self._done("vocabulary")
         if done is None:
             began = time.perf_counter()
-            before = self.material
-            trimmed = trim(self.model, before.tokenizer, _texts(before))
+            before, whole = self.material, self.model
+            trimmed = trim(whole, before.tokenizer, _texts(before))
             self.model = trimmed.model
             place = self.shelf.save(trimmed.model, trimmed.tokenizer, self._place("vocabulary"), [])
             self.material = gather(replace(self.job, model=str(self.shelf.root / place)))
             _check_same_tokens(before, self.material, trimmed.kept)
-            self._add("vocabulary", str(trimmed), None, began=began, place=place)
+            self._add("vocabulary", str(trimmed), None, began=began, place=place, beside=whole)
         else:
             self.model = self._load(done)
             self.material = gather(replace(self.job, model=str(self.shelf.root / (done.folder or ""))))
@@ -140,7 +140,7 @@ class Shrinker:
         model, fitted = choice.model, None
         if not is_nothing(self.settings.recover):
             model, fitted = self._train(model, self.settings.recover, teacher=self.whole)
-        stage = self._look("cut", choice.what, model, fitted, cut_s)
+        stage = self._look("cut", choice.what, model, fitted, cut_s, beside=self.whole)
         stage = replace(stage, cut_loss=choice.loss, candidates=choice.candidates)
         floor = self.settings.min_quality
         if floor is not None and stage.quality is not None and stage.quality.low < floor:
@@ -167,7 +167,7 @@ class Shrinker:
             self.model, target, calibration, self.settings, seed=self.job.config.seed, say=self.observer.note
         )
         if found is not None and not is_nothing(self.settings.recover):
-            self.shelf.save(found.model, self.material.tokenizer, "work/cut", [])
+            self.shelf.save(found.model, self.material.tokenizer, "work/cut", self._checked())
             plain = {"what": found.what, "loss": found.loss, "candidates": found.candidates, "shape": vars(found.shape)}
             write_json(file, plain)
         return found
@@ -224,6 +224,11 @@ class Shrinker:
         ).examples
         return Held(material.corpus.task, tuple(examples), material.pad_id, EVALUATED)
 
+    @staticmethod
+    def _beginning(stages: Sequence[Stage]) -> Stage:
+        """The last stage before anything but tokens was cut."""
+        return [stage for stage in stages if stage.kind in BEGINNINGS][-1]
+
     def _done(self, kind: str) -> Stage | None:
         return next((stage for stage in self.shelf.stages if stage.kind == kind), None)
 
@@ -235,16 +240,35 @@ class Shrinker:
         return f"stages/{len(self.shelf.stages):02d}-{kind}"
 
     def _add(
-        self, kind: str, what: str, fitted: Fitted | None, *, began: float | None = None, place: str | None = None
+        self,
+        kind: str,
+        what: str,
+        fitted: Fitted | None,
+        *,
+        began: float | None = None,
+        place: str | None = None,
+        beside: PreTrainedModel | None = None,
     ) -> None:
         cut_s = 0.0 if began is None else time.perf_counter() - began
-        self._keep(self._look(kind, what, self.model, fitted, cut_s), place=place)
+        self._keep(self._look(kind, what, self.model, fitted, cut_s, beside=beside), place=place)
 
-    def _look(self, kind: str, what: str, model: PreTrainedModel, fitted: Fitted | None, cut_s: float) -> Stage:
+    def _look(
+        self,
+        kind: str,
+        what: str,
+        model: PreTrainedModel,
+        fitted: Fitted | None,
+        cut_s: float,
+        *,
+        beside: PreTrainedModel | None,
+    ) -> Stage:
+        """The stage; beside: the model of an earlier stage that its speed is compared with."""
         stages = self.shelf.stages
         recover_s = 0.0 if fitted is None else fitted.standing.seconds
         found = Found(kind=kind, what=what, number=len(stages), cut_s=cut_s, recover_s=recover_s)
-        return looked_at(model, found, self._held(), original=stages[0] if stages else None, whole=self.report)
+        reference = None if beside is None else (beside, self._beginning(stages).speedup)
+        original = stages[0] if stages else None
+        return looked_at(model, found, self._held(), original=original, whole=self.report, beside=reference)
 
     def _keep(self, stage: Stage, *, place: str | None = None) -> None:
         """Write an accepted stage down, with its model and what that says."""
@@ -295,7 +319,9 @@ class Shrinker:
                 ),
                 memory=self.meter.read(),
                 quality=(*quality, *([Quality(score=now.quality, base=None)] if now.quality else [])),
-                inference=Inference(timings=(now.timing,), base_timings=(first.timing,), extra_weight_bytes=0, mergeable=True),
+                inference=Inference(
+                    timings=(now.timing,), base_timings=(first.timing,), extra_weight_bytes=0, mergeable=True
+                ),
             )
         )
         write_report(self.folder, stages)
