@@ -223,6 +223,11 @@ def test_blocks_must_stay_of_their_kind() -> None:
         cut(model, Kept(layers={"decoder": (1, 2)}))
 
 
+def test_a_size_that_the_class_does_not_take() -> None:
+    with pytest.raises(BadConfig, match=r"llama cannot be cut so in hidden: .*\(30\).* hidden \(to other sizes\)$"):
+        cut(decoder("llama", **GQA), Kept(channels=tuple(range(30))))
+
+
 def test_nothing_kept_is_a_copy() -> None:
     model = decoder("llama", **GQA)
     same = cut(model, Kept())
