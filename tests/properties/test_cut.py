@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,14 @@ ROOT_OF_WIDTH = ("gemma", "gemma2", "gemma3_text")
 
 
 def whole(family: str) -> tuple[PreTrainedModel, Anatomy, Structure]:
+    return FAMILIES[family].build(), *read(family)
+
+
+@cache
+def read(family: str) -> tuple[Anatomy, Structure]:
     model = FAMILIES[family].build()
     anatomy = discover(model)
-    return model, anatomy, structure_of(model, anatomy)
+    return anatomy, structure_of(model, anatomy)
 
 
 def chosen(structure: Structure, *dimensions: str, seed: int = 5) -> Kept:

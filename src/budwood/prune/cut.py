@@ -63,7 +63,8 @@ def _refusal(subject: Subject, structure: Structure, kept: Kept, why: str) -> st
     asked = dimensions_of(kept, structure)
     if len(asked) == 1:  # what holds for any size says more than what this one met first
         why = why_not(subject, structure, asked[0]) or why
-    can = [d for d in CUT_HERE if d not in asked and why_not(subject, structure, d) is None]
+    can = [d for d in CUT_HERE if why_not(subject, structure, d) is None]
+    can = [f"{d} (other sizes or numbers)" if d in asked else d for d in can]
     name = subject.model.config.model_type
     return f"{name} cannot be cut so in {' and '.join(asked)}: {why}; it can be cut in: {', '.join(can) or 'nothing'}"
 

@@ -86,7 +86,8 @@ def test_stacks_of_an_encoder_decoder_have_depths_of_their_own() -> None:
     smaller = cut(model, Kept(layers={"decoder": (0,), "encoder": (0, 2)}))
     assert (smaller.config.num_layers, smaller.config.num_decoder_layers) == (2, 1)
     with pytest.raises(
-        BadConfig, match=r"t5 cannot be cut so in layers: .*relative_attention_bias.*can be cut in: ffn"
+        BadConfig,
+        match=r"t5 cannot be cut so in layers: .*relative_attention_bias.*in: layers .other sizes or numbers., ffn",
     ):
         cut(model, Kept(layers={"encoder": (1, 2)}))
     bart = FAMILIES["bart"].build()
@@ -221,6 +222,13 @@ def test_blocks_must_stay_of_their_kind() -> None:
     assert cut(model, Kept(layers={"decoder": (2, 3)})).config.num_hidden_layers == 2
     with pytest.raises(BadConfig, match="jamba cannot be cut so in layers"):
         cut(model, Kept(layers={"decoder": (1, 2)}))
+
+
+def test_a_size_that_the_class_does_not_take() -> None:
+    with pytest.raises(
+        BadConfig, match=r"llama cannot be cut so in hidden: .*\(30\).* hidden \(other sizes or numbers\)$"
+    ):
+        cut(decoder("llama", **GQA), Kept(channels=tuple(range(30))))
 
 
 def test_nothing_kept_is_a_copy() -> None:
