@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from budwood.cli.layers import Settings, layered, require, split
-from budwood.cli.options import Machine, Talk, Training, Unlisted, given
+from budwood.cli.options import Distilling, Machine, Talk, given
 from budwood.cli.output import Sink, Table
 from budwood.cli.progress import Progress
-from budwood.cli.train import dry_run, find, job_of, refuse_more, tell_run
+from budwood.cli.train import dry_run, job_of, refuse_more, tell_run
 
 if TYPE_CHECKING:
     from budwood.distill.run import FromTeacher
@@ -19,34 +17,6 @@ if TYPE_CHECKING:
     from budwood.train.run import Run
 
 USAGE = "budwood distill TEACHER STUDENT DATA"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Distilling(Training):
-    """How to distill: the settings of `budwood train`, and those of `budwood.distill.config.Distillation`."""
-
-    method: str | None = None
-    """How the student is trained: full, or a method with fields as lora:rank=16. [full]"""
-    dry_run: Annotated[bool, Unlisted] = False
-    force: Annotated[bool, Unlisted] = False
-    loss: str | None = None
-    """forward-kl, reverse-kl, skewed-kl, skewed-reverse-kl, jsd, soft-cross-entropy or uld. [forward-kl]"""
-    top_k: int | None = None
-    """Ask the teacher once, and keep its so many likeliest tokens on disk. [ask it in every step]"""
-    temperature: Annotated[float | None, Unlisted] = None
-    kd_weight: Annotated[float | None, Unlisted] = None
-    ce_weight: Annotated[float | None, Unlisted] = None
-    skew: Annotated[float | None, Unlisted] = None
-    beta: Annotated[float | None, Unlisted] = None
-    hidden_weight: Annotated[float | None, Unlisted] = None
-    hidden: Annotated[str | None, Unlisted] = None
-    attention_weight: Annotated[float | None, Unlisted] = None
-    relation_weight: Annotated[float | None, Unlisted] = None
-    layer_map: Annotated[str | None, Unlisted] = None
-    tail: Annotated[str | None, Unlisted] = None
-    answers: Annotated[str | None, Unlisted] = None
-    on_policy: Annotated[float | None, Unlisted] = None
 
 
 def distill(
@@ -77,26 +47,23 @@ def distill(
     flags = {name: value for name, value in typed.items() if name not in ("config", "dry_run", "force")}
     also = ("teacher", *Distillation.names())
     settings, own = split(layered({**flags, **places}, machine.config, also=also), also)
-    job, recipe = jobs_of(settings, own, sink, force=training.force)
+    job, recipe = jobs_of(settings, own, force=training.force)
     if training.dry_run:
-        from dataclasses import replace
+        from budwood.distill.student import with_student
 
-        return dry_run(replace(job, recipe=recipe), sink)
+        return dry_run(replace(with_student(job, recipe.teacher, say=sink.say), recipe=recipe), sink)
     return _tell(_told(job, recipe, sink), sink)
 
 
-def jobs_of(settings: Settings, own: Settings, sink: Sink, *, force: bool) -> tuple[Job, FromTeacher]:
+def jobs_of(settings: Settings, own: Settings, *, force: bool) -> tuple[Job, FromTeacher]:
     """The student's job and its teacher. Raises BadConfig, naming what is missing or wrong."""
     from budwood.distill.config import Distillation
-    from budwood.distill.run import FromTeacher, prepared_student
+    from budwood.distill.run import FromTeacher
 
     teacher = require(own, "teacher", USAGE)
     settings.setdefault("method", "full")
     said = Distillation.taken_from({key: value for key, value in own.items() if key != "teacher"})[1]
-    student = require(settings, "model", USAGE)
-    made = prepared_student(teacher, student, settings, say=sink.say)
-    settings = {**settings, "model": made}
-    find(settings, sink, USAGE)
+    require(settings, "model", USAGE)
     return job_of(settings, force=force, usage=USAGE), FromTeacher(teacher, said)
 
 

@@ -105,6 +105,34 @@ class Training:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Distilling(Training):
+    """How to distill: the settings of `budwood train`, and those of `budwood.distill.config.Distillation`."""
+
+    method: str | None = None
+    """How the student is trained: full, or a method with fields as lora:rank=16. [full]"""
+    dry_run: Annotated[bool, Unlisted] = False
+    force: Annotated[bool, Unlisted] = False
+    loss: str | None = None
+    """forward-kl, reverse-kl, skewed-kl, skewed-reverse-kl, jsd, soft-cross-entropy or uld. [forward-kl]"""
+    top_k: int | None = None
+    """Ask the teacher once, and keep its so many likeliest tokens on disk. [ask it in every step]"""
+    temperature: Annotated[float | None, Unlisted] = None
+    kd_weight: Annotated[float | None, Unlisted] = None
+    ce_weight: Annotated[float | None, Unlisted] = None
+    skew: Annotated[float | None, Unlisted] = None
+    beta: Annotated[float | None, Unlisted] = None
+    hidden_weight: Annotated[float | None, Unlisted] = None
+    hidden: Annotated[str | None, Unlisted] = None
+    attention_weight: Annotated[float | None, Unlisted] = None
+    relation_weight: Annotated[float | None, Unlisted] = None
+    layer_map: Annotated[str | None, Unlisted] = None
+    tail: Annotated[str | None, Unlisted] = None
+    answers: Annotated[str | None, Unlisted] = None
+    on_policy: Annotated[float | None, Unlisted] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where and how a verb computes."""
 

@@ -18,6 +18,7 @@ from budwood.distill.config import Distillation
 from budwood.distill.finish import score_teacher, write_model, write_scores
 from budwood.distill.objective import Distill
 from budwood.distill.opening import NAME, Named, identity_of, load_named, named
+from budwood.distill.student import with_student
 from budwood.distill.supervised import Reader
 from budwood.distill.teacher import LiveTeacher, SameModel, Teacher
 from budwood.errors import BadConfig
@@ -26,7 +27,7 @@ from budwood.records import Json, Score, count
 from budwood.train.config import TrainConfig
 from budwood.train.job import Job, as_config
 from budwood.train.material import Material
-from budwood.train.observer import Observer
+from budwood.train.observer import Observer, Silent
 from budwood.train.precision import store_compactly
 from budwood.train.recipe import Lesson
 from budwood.train.run import Run, run_job
@@ -217,6 +218,7 @@ def resume(
 
 def distill_job(job: Job, recipe: FromTeacher, *, observer: Observer | None = None) -> Run:
     """Run a distillation from its beginning."""
+    job = with_student(job, recipe.teacher, say=(observer or Silent()).note)
     return _finished(run_job(replace(job, recipe=recipe), observer=observer), recipe)
 
 
