@@ -50,6 +50,11 @@ VERBS: dict[str, Verb] = {
         "TEACHER is a run or a model; STUDENT a model, what to make of the teacher, or, for an adapter, self.\n"
         "The flags of train work, too, and those of docs/howto/distill.md.",
     ),
+    "shrink": Verb(
+        "shrink:shrink", TRAIN, "Make a model smaller in stages, and keep what holds.",
+        "budwood shrink demo-lm reviews.csv --to 0.5 --min-quality 0.95\n"
+        "MODEL is a model or a run. Also --to-params 80M, --latency 0.6, --tune, and others (docs/howto/shrink.md).",
+    ),
     "eval": Verb(
         "evaluate:evaluate", USE, "Score a run or an adapter on held-out rows, beside its base.",
         "budwood eval latest test.jsonl",

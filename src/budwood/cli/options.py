@@ -133,6 +133,32 @@ class Distilling(Training):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Shrinks(Training):
+    """How to shrink: the settings of `budwood.shrink.config.Shrinking`, and those of `budwood train` for its stages."""
+
+    method: Annotated[str | None, Unlisted] = None
+    budget: Annotated[str | None, Unlisted] = None
+    dry_run: Annotated[bool, Unlisted] = False
+    force: Annotated[bool, Unlisted] = False
+    to: float | None = None
+    """Share of the parameters that is to stay, as 0.5."""
+    to_params: Annotated[str | None, Unlisted] = None
+    latency: Annotated[float | None, Unlisted] = None
+    min_quality: float | None = None
+    """Least share of the quality that is to stay, as 0.98: what does not hold is undone."""
+    cut: str | None = None
+    """What may be cut: layers, ffn, heads, hidden, vocabulary, joined by +. [layers+ffn+heads]"""
+    recover: str | None = None
+    """How long each stage learns from the unshrunk model. [120steps]"""
+    step: Annotated[float | None, Unlisted] = None
+    score: Annotated[str | None, Unlisted] = None
+    rows: Annotated[int | None, Unlisted] = None
+    ridge: Annotated[float | None, Unlisted] = None
+    tune: Annotated[str | None, Unlisted] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where and how a verb computes."""
 

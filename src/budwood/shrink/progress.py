@@ -120,7 +120,7 @@ class Shrinker:
         if done is None:
             began = time.perf_counter()
             before, whole = self.material, self.model
-            trimmed = trim(whole, before.tokenizer, _texts(before))
+            trimmed = trim(whole, before.tokenizer, texts_of(before))
             self.model = trimmed.model
             place = self.shelf.save(trimmed.model, trimmed.tokenizer, self._place("vocabulary"), [])
             self.material = gather(replace(self.job, model=str(self.shelf.root / place)))
@@ -327,7 +327,7 @@ class Shrinker:
         write_report(self.folder, stages)
 
 
-def _texts(material: Material) -> list[str]:
+def texts_of(material: Material) -> list[str]:
     """Everything that the model reads of the data: rows as they are written, and as they are encoded."""
     rows = [row for split in material.corpus.splits.values() for row in split]
     written = [text for row in rows for text in (row.prompt, row.answer) if text]
