@@ -1,10 +1,248 @@
-"""Placeholder until the report is merged."""
+"""RUN/report.html: what a shrinking came to, as one page that needs nothing else. Read from the run's records only."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from budwood.records import RunFolder
-from budwood.shrink.stage import Stage
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from budwood.errors import WrongOrder
+from budwood.evaluate.intervals import RESAMPLES
+from budwood.records import Manifest, RunFolder
+from budwood.records.amounts import amount
+from budwood.records.amounts import size as size_words
+from budwood.records.files import Json, read_json, write_text
+from budwood.shrink.chart import Chart, curve
+from budwood.shrink.config import Shrinking
+from budwood.shrink.lines import facts, opening, percent, plain_number, result, table, why
+from budwood.shrink.measure import WRITTEN, answer_s
+from budwood.shrink.stage import BEGINNINGS, Stage
+
+SAMPLES, LETTERS = 8, 1000
+"""Samples that are shown, and letters of each of their texts."""
+SETTINGS = 20_000
+"""Letters of config.yaml that are shown."""
+CLASSES: Mapping[str, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+}
+"""What transformers calls a model for each task; a cloze is read from the model itself."""
 
 
-def write_report(folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """Nothing yet."""
+@dataclass(frozen=True)
+class Candidates:
+    """What one stage chose from."""
+
+    stage: Stage
+    losses: tuple[tuple[str, str, bool], ...]
+    """(what, loss, whether it was taken), the best first."""
+
+
+def write_report(folder: RunFolder, stages: Sequence[Stage]) -> Path:
+    """Write RUN/report.html and return its path.
+
+    Raises WrongOrder where there is no stage yet; BadCheckpoint for records that are damaged; BadConfig where the page
+    cannot be written.
+    """
+    if not stages:
+        raise WrongOrder(f"{folder.path} has no stage yet, so there is nothing to report; wait for the first one")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(plain_number=plain_number, quoted=repr)
+    page = environment.from_string(files("budwood.shrink").joinpath("report.html").read_text(encoding="utf-8"))
+    write_text(folder.report, _writable(page.render(_content(folder, stages))))
+    return folder.report
+
+
+def _content(folder: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
+    manifest, config, last = folder.manifest(), folder.config(), result(stages)
+    settings = _settings(config)
+    headings, rows = table(stages)
+    return {
+        "manifest": manifest,
+        "last": last,
+        "title": f"{manifest.model}, shrunk to {percent(last.share)}" if last.share < 1 else manifest.model,
+        "opening": opening(manifest.model, stages),
+        "why": why(stages, settings, manifest),
+        "facts": facts(stages),
+        "place": _place(folder, last),
+        "model_class": _model_class(folder, manifest, last),
+        "charts": _charts(stages, settings),
+        "headings": [(heading.lstrip(">"), heading.startswith(">")) for heading in headings],
+        "rows": list(zip(stages, rows, strict=True)),
+        "candidates": [_candidates(stage) for stage in stages if stage.candidates],
+        "samples": _samples(folder, last),
+        "unsampled": max(0, len(_samples_of(folder, last)) - SAMPLES),
+        "notes": [*_notes(stages, settings), *_circumstances(folder, manifest)],
+        "command": " ".join(manifest.command),
+        "settings": _shortened(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), SETTINGS),
+    }
+
+
+def _settings(config: Mapping[str, Json]) -> Shrinking:
+    """What config.yaml says of the shrinking, under a heading of its own or beside the rest."""
+    said = config.get("shrinking", config)
+    return Shrinking.from_dict({name: said[name] for name in Shrinking.names() if name in said})
+
+
+def _place(folder: RunFolder, last: Stage) -> Path | None:
+    """Where the result's model is; None where it is not kept."""
+    kept = [folder.path / "model", *([folder.path / last.folder] if last.folder else [])]
+    return next((place.resolve() for place in kept if place.is_dir()), None)
+
+
+def _model_class(folder: RunFolder, manifest: Manifest, last: Stage) -> str:
+    place = _place(folder, last)
+    if manifest.task in CLASSES or place is None or not (place / "config.json").is_file():
+        return CLASSES.get(manifest.task, CLASSES["causal-lm"])
+    names = read_json(place / "config.json").get("architectures") or []
+    return CLASSES["masked-lm" if any("MaskedLM" in name for name in names) else "causal-lm"]
+
+
+def _charts(stages: Sequence[Stage], settings: Shrinking) -> list[Chart]:
+    title = "Quality against {}"
+    writes = any(stage.timing.per_token_s is not None for stage in stages)
+    read = stages[0].timing.prompt_tokens
+    answer = f"ms to read {read} tokens" + (f" and write {WRITTEN}" if writes else "")
+    found = (
+        curve(
+            "size",
+            title.format("size"),
+            "parameters",
+            stages,
+            x=lambda stage: stage.parameters,
+            say=lambda value: amount(value).replace(".0", ""),
+            least=settings.min_quality,
+        ),
+        curve(
+            "time",
+            title.format("the time of an answer"),
+            answer,
+            stages,
+            x=lambda stage: 1e3 * answer_s(stage.timing),
+            say=lambda value: f"{value:,.4g}",
+            least=settings.min_quality,
+        ),
+    )
+    return [chart for chart in found if chart is not None]
+
+
+def _candidates(stage: Stage) -> Candidates:
+    ordered = sorted(stage.candidates.items(), key=lambda item: float(item[1]))
+    return Candidates(stage, tuple((what, plain_number(loss), what == stage.what) for what, loss in ordered))
+
+
+def _samples_of(folder: RunFolder, last: Stage) -> list[dict[str, Json]]:
+    """The samples of the result, or of the newest stage before it that has some."""
+    lines = [line for line in folder.samples() if line.get("step", 0) <= last.number]
+    newest = max((line.get("step", 0) for line in lines), default=0)
+    return [line for line in lines if line.get("step", 0) == newest]
+
+
+def _samples(folder: RunFolder, last: Stage) -> list[dict[str, str]]:
+    names = ("step", "prompt", "reference", "base", "now")
+    lines = _samples_of(folder, last)[:SAMPLES]
+    return [{name: _shortened(str(line.get(name) or ""), LETTERS) for name in names} for line in lines]
+
+
+def _notes(stages: Sequence[Stage], settings: Shrinking) -> list[tuple[str, str]]:
+    """(what, how it was measured), as far as it happened."""
+    last, read = result(stages), stages[0].timing.prompt_tokens
+    notes = []
+    if (trimmed := next((stage for stage in stages if stage.kind == "vocabulary"), None)) is not None:
+        notes.append(("Vocabulary", _of_vocabulary(stages, trimmed)))
+    if last.quality is not None:
+        notes.append(("Quality", _of_quality(stages, last)))
+    rows = f" on {last.quality.n:,} held-out rows" if last.quality is not None else ""
+    notes.append(
+        (
+            "Intervals",
+            f"Numbers in brackets are 95 % intervals{rows}, from {RESAMPLES:,} bootstrap draws of the rows. Those of "
+            "the quality are paired: both models are scored on the same rows in each draw.",
+        )
+    )
+    writes = last.timing.per_token_s is not None
+    answer = f"reading {read} tokens" + (f" and writing {WRITTEN}" if writes else "; this model writes none")
+    notes.append(("Speed", f"An answer is {answer}, {last.timing.batch} at a time. Times are the {last.timing.how}."))
+    if any(stage.candidates for stage in stages):
+        notes.append(
+            (
+                "Cuts",
+                f"At each stage several cuts of the same size were tried, scored by {settings.score} on "
+                f"{settings.rows:,} training rows; the one with the least loss after a short refit was taken, refitted "
+                f"on all of them, and then trained for {settings.recover} against the unshrunk model.",
+            )
+        )
+    if any(not stage.accepted for stage in stages):
+        notes.append(("Undone", "A stage that was undone is no part of the result; it is shown for what it tells."))
+    return notes
+
+
+def _of_vocabulary(stages: Sequence[Stage], trimmed: Stage) -> str:
+    words = (
+        f"Stage {trimmed.number} took tokens out of the vocabulary. Perplexities and losses before and after that do "
+        "not compare: with fewer tokens to choose from, each right one is likelier. Compare the samples"
+    )
+    whole = _unshrunk(stages)
+    if whole is not None and whole.number >= trimmed.number:
+        return f"{words}. Quality is not touched by this: it is a share of what stage {whole.number} reaches."
+    return f"{words}, and take the quality of later stages with the same care."
+
+
+def _of_quality(stages: Sequence[Stage], last: Stage) -> str:
+    assert last.quality is not None
+    whole = _unshrunk(stages)
+    who = "the unshrunk model" if whole is None else f"the unshrunk model, which is stage {whole.number} ({whole.what})"
+    if last.quality.unit.startswith("likelihood"):
+        how = "the likelihood that a model gives each token of the held-out answers (one over its perplexity)"
+    else:
+        how = "the share of right answers on the held-out rows"
+    return f"Quality is {how}, as a share of that of {who}. It can be more than 100 %."
+
+
+def _unshrunk(stages: Sequence[Stage]) -> Stage | None:
+    """The stage that qualities are shares of: the last before the cuts that is all of itself."""
+    whole = [stage for stage in stages if stage.kind in BEGINNINGS and stage.quality is not None]
+    exact = [stage for stage in whole if stage.quality and stage.quality.low == stage.quality.high == 1]
+    return exact[-1] if exact else None
+
+
+def _circumstances(folder: RunFolder, manifest: Manifest) -> list[tuple[str, str]]:
+    """(what, on what it ran): data, machine, versions."""
+    data, here = folder.data(), folder.environment()
+    splits = ", ".join(f"{name} {count:,}" for name, count in (data.get("splits") or {}).items())
+    rows = f", rows: {splits}" if splits else ""
+    mark = f"; its hash begins with {str(data['hash'])[:12]}" if data.get("hash") else ""
+    processor = here.get("processor") or {}
+    parts = [
+        processor.get("model"),
+        f"{here['threads']} threads" if here.get("threads") else None,
+        f"{size_words(here['memory_bytes'])} of memory" if here.get("memory_bytes") else None,
+        *(device.get("name") for device in here.get("accelerators") or ()),
+        here.get("os"),
+    ]
+    versions = {"budwood": manifest.budwood, **(here.get("versions") or {})}
+    shown = [f"{name} {versions[name]}" for name in ("budwood", "torch", "transformers") if versions.get(name)]
+    return [
+        ("Data", f"{manifest.data}{rows}{mark}. Seed {manifest.seed}."),
+        ("Machine", f"{', '.join(str(part) for part in parts if part)}; {', '.join(shown)}."),
+    ]
+
+
+def _shortened(text: str, most: int) -> str:
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]} … ({rest:,} more letters in the run folder)"
+
+
+def _writable(page: str) -> str:
+    """The page without what HTML and UTF-8 cannot hold: control characters and halves of pairs."""
+    whole = page.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter if letter >= " " or letter in "\t\n" else "\N{REPLACEMENT CHARACTER}" for letter in whole)

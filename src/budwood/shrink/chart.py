@@ -1,0 +1,195 @@
+"""Where the points, whiskers and labels of a curve of stages lie; the page's template draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor, isfinite, log10
+
+from budwood.records import Score
+from budwood.shrink.lines import interval, percent
+from budwood.shrink.stage import Stage
+
+WIDTH, HEIGHT = 460, 300
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 50
+"""Room around the plot."""
+BELOW = 1.0
+"""How far an undone stage may stretch the plot, as a share of the height of the others; beyond, it stands at the edge."""
+RADIUS = 5
+LETTER, LINE = 8, 13
+"""Room that a letter of a label takes."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One stage."""
+
+    number: int
+    x: float
+    y: float
+    low: float
+    high: float
+    words: str
+    """All of it, for those who point at it or cannot see it."""
+    accepted: bool
+    is_beyond: bool
+    """Whether it lies below the plot and is drawn at its edge."""
+    label: tuple[float, float] | None
+    """Where the middle of its number stands; None where there is no room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A curve of quality against something, in the units of the drawing."""
+
+    name: str
+    title: str
+    x_label: str
+    points: tuple[Point, ...]
+    line: str
+    """Through the accepted stages."""
+    across: tuple[Tick, ...]
+    """Marks of the horizontal axis."""
+    up: tuple[Tick, ...]
+    """Marks of the vertical axis."""
+    floor: Tick | None
+    """The least quality, where one was asked for."""
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+    @property
+    def words(self) -> str:
+        """The points one after another."""
+        return " ".join(point.words for point in self.points)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to places."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+    def ticks(self, most: int, say: Callable[[float], str]) -> tuple[Tick, ...]:
+        """At most so many marks at round numbers."""
+        step = next(size for size in _rounds((self.high - self.low) / most) if (self.high - self.low) / size <= most)
+        values = [step * count for count in range(ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9) + 1)]
+        return tuple(Tick(self(value), say(value)) for value in values)
+
+
+def curve(
+    name: str,
+    title: str,
+    x_label: str,
+    stages: Sequence[Stage],
+    *,
+    x: Callable[[Stage], float],
+    say: Callable[[float], str],
+    least: float | None = None,
+) -> Chart | None:
+    """Quality against `x`, which `say` puts into words; None where no stage has a quality."""
+    shown = [(stage, x(stage), stage.quality) for stage in stages if stage.quality is not None]
+    usable = [(stage, at, quality) for stage, at, quality in shown if _is_drawable(at, quality)]
+    if not usable:
+        return None
+    across = _padded([at for _, at, _ in usable], WIDTH - RIGHT, start=LEFT)
+    up = _heights([(stage.accepted, quality) for stage, _, quality in usable], least)
+    points: list[Point] = []
+    for stage, at, quality in usable:
+        points.append(_point(stage, quality, across(at), up, f"{say(at)} {x_label}"))
+    return Chart(
+        name=name,
+        title=title,
+        x_label=x_label,
+        points=tuple(_labelled(points)),
+        line=" ".join(f"{point.x},{point.y}" for point in points if point.accepted),
+        across=across.ticks(5, say),
+        up=up.ticks(6, lambda value: percent(value).replace(".0 %", " %")),
+        floor=None if least is None else Tick(up(least), f"least: {percent(least).replace('.0 %', ' %')}"),
+    )
+
+
+def _is_drawable(at: float, quality: Score) -> bool:
+    return all(isfinite(float(value)) for value in (at, quality.value, quality.low, quality.high))
+
+
+def _point(stage: Stage, quality: Score, x: float, up: _Scale, where: str) -> Point:
+    inside = [min(max(value, up.low), up.high) for value in (quality.value, quality.low, quality.high)]
+    y, low, high = (up(value) for value in inside)
+    outcome = "" if stage.accepted else ", undone"
+    return Point(
+        number=stage.number,
+        x=x,
+        y=y,
+        low=low,
+        high=high,
+        words=f"Stage {stage.number}: {where}, quality {interval(quality, share=True)}{outcome}.",
+        accepted=stage.accepted,
+        is_beyond=quality.value < up.low,
+        label=None,
+    )
+
+
+def _padded(values: Sequence[float], end: float, *, start: float) -> _Scale:
+    low, high = min(values), max(values)
+    room = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
+    return _Scale(low - room, high + room, start, end)
+
+
+def _heights(qualities: Sequence[tuple[bool, Score]], least: float | None) -> _Scale:
+    """From the lowest whisker to the highest, with the unshrunk model's quality of 1 in sight."""
+    kept = [quality for accepted, quality in qualities if accepted]
+    marks = [1.0, *(end for quality in kept for end in (quality.low, quality.high)), *([least] if least else [])]
+    low, high = min(marks), max(marks)
+    reach = low - BELOW * max(high - low, 0.02)
+    others = [end for accepted, quality in qualities if not accepted for end in (quality.low, quality.high)]
+    ends = [low, high, *(min(max(end, reach), 2 * high - reach) for end in others)]
+    room = max(0.06 * (max(ends) - min(ends)), 0.005)
+    return _Scale(min(ends) - room, max(ends) + room, HEIGHT - BOTTOM, TOP)
+
+
+def _rounds(above: float) -> Sequence[float]:
+    """1, 2 and 5 times powers of ten, from below a number on."""
+    first = floor(log10(above))
+    return [digit * 10.0**power for power in range(first, first + 3) for digit in (1, 2, 5)]
+
+
+def _labelled(points: Sequence[Point]) -> list[Point]:
+    """The points with their numbers beside them, where those hide neither each other nor a point."""
+    taken = [(point.x - RADIUS, point.y - RADIUS, point.x + RADIUS, point.y + RADIUS) for point in points]
+    placed = []
+    for point in points:
+        half, gap = LETTER * len(str(point.number)) / 2, RADIUS + 3
+        sides = [(right * (gap + half), down * (gap + 2)) for down in (-1, 1) for right in (1, -1)]
+        spots = [(point.x + dx, point.y + dy) for dx, dy in (*sides, (gap + half, 0), (-gap - half, 0))]
+        boxes = [(x - half, y - LINE / 2, x + half, y + LINE / 2) for x, y in spots]
+        free = next((place for place, box in enumerate(boxes) if _is_free(box, taken)), None)
+        if free is not None:
+            taken.append(boxes[free])
+        label = None if free is None else (round(spots[free][0], 1), round(spots[free][1], 1))
+        placed.append(replace(point, label=label))
+    return placed
+
+
+def _is_free(box: tuple[float, float, float, float], taken: Sequence[tuple[float, float, float, float]]) -> bool:
+    left, top, right, bottom = box
+    if left < LEFT or right > WIDTH or top < 0 or bottom > HEIGHT - BOTTOM:
+        return False
+    return all(right <= a or left >= c or bottom <= b or top >= d for a, b, c, d in taken)
