@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from budwood.cli.layers import Settings, layered, split
 from budwood.cli.options import Machine, Shrinks, Talk, given
-from budwood.cli.output import Sink
+from budwood.cli.output import Sink, Table
 from budwood.cli.progress import Progress
 from budwood.cli.train import job_of, refuse_more
 from budwood.errors import BadConfig
@@ -96,11 +96,12 @@ def _resumed(where: str, sink: Sink) -> Shrunk:
 
 def _tell(shrunk: Shrunk, sink: Sink) -> int:
     """The stages, and where the model is."""
-    from budwood.shrink.report import table
+    from budwood.shrink.lines import table
 
     stages = shrunk.stages
     sink.head("stages")
-    sink.tell(table(stages))
+    headings, rows = table(stages, brief=True)
+    sink.tell(Table(headings, rows))
     sink.say()
     sink.say(f"model    {shrunk.model}")
     sink.say(f"report   {shrunk.report}")

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 50
 """Room around the plot."""
 BELOW = 1.0
-"""How far an undone stage may stretch the plot, as a share of the height of the others; beyond, it stands at the edge."""
+"""How far an undone stage may stretch the plot, as a share of the others' height; beyond, it is at the edge."""
 RADIUS = 5
 LETTER, LINE = 8, 13
 """Room that a letter of a label takes."""

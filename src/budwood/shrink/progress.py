@@ -125,7 +125,9 @@ class Shrinker:
             place = self.shelf.save(trimmed.model, trimmed.tokenizer, self._place("vocabulary"), [])
             self.material = gather(replace(self.job, model=str(self.shelf.root / place)))
             _check_same_tokens(before, self.material, trimmed.kept)
-            self._add("vocabulary", str(trimmed), None, began=began, place=place, beside=whole)
+            self.observer.note(str(trimmed))
+            what = f"vocabulary {trimmed.rows[0]:,} -> {trimmed.rows[1]:,}"
+            self._add("vocabulary", what, None, began=began, place=place, beside=whole)
         else:
             self.model = self._load(done)
             self.material = gather(replace(self.job, model=str(self.shelf.root / (done.folder or ""))))

@@ -88,9 +88,8 @@ def _content(folder: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Json]) -> Shrinking:
-    """What config.yaml says of the shrinking, under a heading of its own or beside the rest."""
-    said = config.get("shrinking", config)
-    return Shrinking.from_dict({name: said[name] for name in Shrinking.names() if name in said})
+    """What config.yaml says of the shrinking."""
+    return Shrinking.from_dict(config["shrink"])
 
 
 def _place(folder: RunFolder, last: Stage) -> Path | None:
