@@ -94,8 +94,8 @@ def same_gradients(ours: Any, theirs: Any, batch: dict[str, torch.Tensor]) -> fl
 def report(seconds: dict[str, list[float]], tokens: int, error: float, threads: int) -> None:
     """The table, with the machine in it."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    here = machine()
-    print(f"\nMachine: {here.cpu}, {threads} thread(s); demo-lm, float32, LoRA rank {RANK} on every linear, 8 rows.\n")
+    here = machine().processor.model
+    print(f"\nMachine: {here}, {threads} thread(s); demo-lm, float32, LoRA rank {RANK} on every linear, 8 rows.\n")
     print("| side | real tokens per CPU-second | ratio to PEFT |")
     print("|---|---|---|")
     for name, median in medians.items():

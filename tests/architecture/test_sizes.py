@@ -12,7 +12,7 @@ MAX_LINES, MAX_FUNCTION_LINES, MAX_LOOP_LINES = 400, 60, 200
 # Longer than allowed: lists that may only become shorter.
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {
-    "train/loop.py:fit": 88,  # the visible loop: what happens in a step is read from top to bottom, in one place
+    "train/loop.py:fit": 84,  # the visible loop: what happens in a step is read from top to bottom, in one place
 }
 
 EMPTY_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?|handlers?|tools)$")
@@ -34,7 +34,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 KEYWORD_TAKERS = {
     "core/attention.py:attend": "transformers' signature of attention functions, which differ in what else they take",
     "core/attention.py:_attend": "the same, with the function's name in front",
-    "train/__init__.py:__call__": "the package called as a function: hands on to train.run.train, which checks",
+    "calling.py:__call__": "the package called as a function: hands on to train.run.train, which checks",
     "train/job.py:as_config": "flags by name, checked strictly by TrainConfig.from_dict",
 }
 

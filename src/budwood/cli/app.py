@@ -44,6 +44,12 @@ VERBS: dict[str, Verb] = {
         "budwood train demo-lm faq.jsonl --method lora:rank=16 --budget 10m\n"
         "Every key of a config file is a flag, too: --learning-rate 1e-4, --max-length 256, ... (docs/howto/cli.md).",
     ),
+    "distill": Verb(
+        "distill:distill", TRAIN, "Train a student on what a teacher says.",
+        "budwood distill runs/big layers=0.5 reviews.csv --loss reverse-kl\n"
+        "TEACHER is a run or a model; STUDENT a model, what to make of the teacher, or, for an adapter, self.\n"
+        "The flags of train work, too, and those of docs/howto/distill.md.",
+    ),
     "eval": Verb(
         "evaluate:evaluate", USE, "Score a run or an adapter on held-out rows, beside its base.",
         "budwood eval latest test.jsonl",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,19 +40,24 @@ Settings = dict[str, object]
 
 
 def layered(
-    flags: Mapping[str, object], file: Path | None = None, environment: Mapping[str, str] | None = None
+    flags: Mapping[str, object],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    also: Sequence[str] = (),
 ) -> Settings:
     """What was asked for, each setting from the highest layer that has it, under our names.
 
     flags: those that were typed, by name
     file:  the YAML file of --config, or that of BUDWOOD_CONFIG
+    also:  keys of this verb alone
     Raises BadConfig for unknown keys in any layer, with the nearest name, and for a file that cannot be read.
     """
     env = os.environ if environment is None else environment
     if file is None and env.get(f"{PREFIX}CONFIG"):
         file = Path(env[f"{PREFIX}CONFIG"])
-    below = _from_file(file) if file is not None else {}
-    return {**below, **_from_environment(env), **_named(flags, "flags")}
+    below = _named(read_yaml(file), str(file), also) if file is not None else {}
+    return {**below, **_from_environment(env, also), **_named(flags, "flags", also)}
 
 
 def read_yaml(path: Path) -> dict[str, object]:
@@ -78,11 +83,7 @@ def read_yaml(path: Path) -> dict[str, object]:
     return {str(key): value for key, value in found.items()}
 
 
-def _from_file(path: Path) -> Settings:
-    return _named(read_yaml(path), str(path))
-
-
-def _from_environment(env: Mapping[str, str]) -> Settings:
+def _from_environment(env: Mapping[str, str], also: Sequence[str]) -> Settings:
     """BUDWOOD_BATCH=4 is `batch: 4`; empty variables count as unset."""
     import yaml
 
@@ -93,10 +94,10 @@ def _from_environment(env: Mapping[str, str]) -> Settings:
             continue
         key, text = word.lower(), env[variable]
         found[key] = text if key in TEXT else yaml.safe_load(text)
-    return _named(found, "the environment (BUDWOOD_*)")
+    return _named(found, "the environment (BUDWOOD_*)", also)
 
 
-def _named(values: Mapping[str, object], where: str) -> Settings:
+def _named(values: Mapping[str, object], where: str, also: Sequence[str]) -> Settings:
     """The settings under our names. The source is said in front of every error."""
     from budwood.train.config import canonical
 
@@ -108,15 +109,15 @@ def _named(values: Mapping[str, object], where: str) -> Settings:
             raise BadConfig(f"{where}: {key!r} says {name} a second time; keep one of them")
         renamed[name] = value
     try:
-        return canonical(renamed, extra=BESIDE)
+        return canonical(renamed, extra=(*BESIDE, *also))
     except BadConfig as error:
         raise BadConfig(f"{where}: {error}") from error
 
 
-def split(settings: Settings) -> tuple[Settings, Settings]:
-    """(what TrainConfig takes, what stands beside it)."""
-    beside = {key: value for key, value in settings.items() if key in BESIDE}
-    return {key: value for key, value in settings.items() if key not in BESIDE}, beside
+def split(settings: Settings, beside: Sequence[str] = BESIDE) -> tuple[Settings, Settings]:
+    """(the settings of other names, those of the names `beside`): by default what TrainConfig takes, and the rest."""
+    found = {key: value for key, value in settings.items() if key in beside}
+    return {key: value for key, value in settings.items() if key not in beside}, found
 
 
 def text_of(settings: Mapping[str, object], key: str) -> str | None:

@@ -11,7 +11,7 @@ from budwood.cli.options import Machine, Talk, given
 from budwood.cli.output import Sink, size
 from budwood.cli.places import new_folder
 from budwood.cli.subject import PREFERENCE, Subject, open_subject, whole
-from budwood.errors import BadConfig, VerificationFailed
+from budwood.errors import BadConfig
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,6 @@ ROWS = 16
 """Held-out rows that a merge is checked on."""
 LONGEST = 256
 """Tokens of a row that the check looks at."""
-SAME = 1e-4
-"""Largest difference between the merged model and its folder read again, relative to the largest logit."""
 LOSSY = 0.1
 """Share of the update lost to the stored type from which it is worth a warning."""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -66,34 +64,19 @@ def merge_to(subject: Subject, out: Path, *, dtype: str | None, force: bool) -> 
     """
     import torch
 
-    from budwood.assets.quiet import quiet
-    from budwood.core import adapters
-    from budwood.train.verify import sample_logits, verify_merge
+    from budwood.train.merged import stored_dtype, write_merged
 
     if dtype is not None and dtype not in DTYPES:
         raise BadConfig(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     with new_folder(out, force=force) as draft:
-        stored: torch.dtype = getattr(torch, dtype) if dtype else _stored_dtype(subject)
+        stored: torch.dtype = getattr(torch, dtype) if dtype else stored_dtype(subject.find_base())
         tokenizer, model = subject.load_tokenizer(), subject.load(dtype=torch.float32)
         for below in subject.on:
             subject.sink.say(f"folded in as well: {below}")
-        batches = [_held_out(subject, tokenizer)]
-        report = verify_merge(model, names=tuple(adapters(model)), batches=batches, dtype=stored)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(stored).float()
-        expected = sample_logits(model, batches, torch.float32)
-        with quiet():
-            model.to(stored).save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        del model
-        found = sample_logits(_read_again(subject, draft), batches, torch.float32)
-        largest = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-        if not largest <= SAME * max(1.0, report.largest_logit):
-            raise VerificationFailed(
-                f"the merged model, written and read again, gives logits that differ by {largest:.3g} (they go up to "
-                f"{report.largest_logit:.3g}); nothing was kept. Use the adapter unmerged, and please report this"
-            )
-    return report
+        return write_merged(
+            model, tokenizer, draft, batches=[_held_out(subject, tokenizer)], stored=stored,
+            again=lambda folder: _read_again(subject, folder),
+        )  # fmt: skip
 
 
 def tell(report: MergeReport, out: Path, sink: Sink) -> None:
@@ -109,22 +92,6 @@ def tell(report: MergeReport, out: Path, sink: Sink) -> None:
     sink.say(f"written and read again: {size(num_bytes)} as {report.dtype}")
     sink.data(str(out))
     sink.result({"out": out, "bytes": num_bytes, **asdict(report)})
-
-
-def _stored_dtype(subject: Subject) -> torch.dtype:
-    """The type that the base's own files have; float32 for GGUF, which has none of torch's."""
-    import torch
-    from safetensors import safe_open
-
-    from budwood.assets import resolve_model
-
-    known = {"BF16": torch.bfloat16, "F16": torch.float16}
-    ref = resolve_model(subject.base, offline=bool(subject.settings.get("offline")))
-    for path in sorted(ref.path.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        return next((dtype for word, dtype in known.items() if word in kinds), torch.float32)
-    return torch.float32
 
 
 def _held_out(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Batch:

@@ -38,18 +38,18 @@ def train(
     typed = {**given(training), **given(machine)}
     places = {name: word for name, word in (("model", model), ("data", data)) if word is not None}
     if training.resume is not None:
-        _refuse_more({**typed, **places})
+        refuse_more({**typed, **places})
         return tell_run(_resumed(training.resume, machine.offline, sink), sink)
     flags = {name: value for name, value in typed.items() if name not in ("config", "dry_run", "force")}
     settings = layered({**flags, **places}, machine.config)
     find(settings, sink)
     job = job_of(settings, force=training.force)
     if training.dry_run:
-        return _dry_run(job, sink)
+        return dry_run(job, sink)
     return tell_run(run_told(job, sink), sink)
 
 
-def find(settings: Settings, sink: Sink) -> None:
+def find(settings: Settings, sink: Sink, usage: str = USAGE) -> None:
     """Look for model and data before anything heavy is imported: what is not there shows at once.
 
     Demo assets are left for later: they may take a while, and the method should be known to be right by then.
@@ -59,14 +59,14 @@ def find(settings: Settings, sink: Sink) -> None:
     from budwood.assets.catalogue import DEMO_NAMES
 
     offline = bool(settings.get("offline"))
-    model, data = require(settings, "model", USAGE), require(settings, "data", USAGE)
+    model, data = require(settings, "model", usage), require(settings, "data", usage)
     if data not in DEMO_NAMES:
         resolve_data(data, offline=offline, say=sink.say)
     if model not in DEMO_NAMES:
         resolve_model(model, offline=offline, say=sink.say)
 
 
-def job_of(settings: Settings, *, force: bool) -> Job:
+def job_of(settings: Settings, *, force: bool, usage: str = USAGE) -> Job:
     """The job that settings say. Raises BadConfig, naming what is missing or wrong."""
     from budwood.train.config import TrainConfig
     from budwood.train.job import Job
@@ -74,7 +74,7 @@ def job_of(settings: Settings, *, force: bool) -> Job:
     plain, beside = split(settings)
     template, task, out = (text_of(beside, key) for key in ("template", "task", "out"))
     return Job(
-        model=require(beside, "model", USAGE), data=require(beside, "data", USAGE),
+        model=require(beside, "model", usage), data=require(beside, "data", usage),
         method=method_of(beside.get("method")), on=words_of(beside.get("on"), "on"),
         config=TrainConfig.from_dict(plain), columns=columns_of(beside.get("columns")),
         template=_one_of("template", template or "auto", ("auto", "chat", "plain")),  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def _resumed(where: str, offline: bool | None, sink: Sink) -> Run:
         return resume(where, offline=offline, observer=progress)
 
 
-def _dry_run(job: Job, sink: Sink) -> int:
+def dry_run(job: Job, sink: Sink) -> int:
     """The preflight alone."""
     from budwood.train.run import check_job
 
@@ -131,7 +131,7 @@ def _dry_run(job: Job, sink: Sink) -> int:
     return 0
 
 
-def _refuse_more(typed: Settings) -> None:
+def refuse_more(typed: Settings) -> None:
     """A resumed run is the run it was: settings beside --resume would not be used."""
     more = sorted(typed.keys() - {"resume", "offline"})
     if more:

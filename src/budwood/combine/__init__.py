@@ -5,20 +5,12 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-
+from budwood.calling import make_callable
 from budwood.combine.adapters import Combined as Combined
 from budwood.combine.adapters import combine as combine
 from budwood.combine.recipe import HOWS as HOWS
 from budwood.combine.recipe import Recipe as Recipe
 from budwood.combine.recipe import check_weights as check_weights
 
-
-class _Verb(ModuleType):
-    """The package's module, which can be called."""
-
-    __call__ = staticmethod(combine)
-
-
-sys.modules[__name__].__class__ = _Verb
+VERB = "adapters.combine"
+make_callable(__name__)

@@ -268,6 +268,14 @@ def end_hook(module: nn.Module, args: Any, output: Any) -> Any:
     return output
 
 
+def text_only(stack: nn.Module, states: Tensor) -> Tensor:
+    """Within the forward of a stack, states of its blocks without what was put in: [B, T + S, d] -> [B, S, d]."""
+    entrance = vars(stack).get(_SLOT)
+    if entrance is None or not entrance.inserted.count:
+        return states
+    return without_block(states, entrance.inserted.count, entrance.inserted.text)
+
+
 def _cut(entrance: Entrance, states: Tensor, count: int, text: Tensor | None) -> Tensor:
     """[B, T + S, d] -> [B, S, d]; a head that reads the first of all states still finds it there."""
     kept = without_block(states, count, text)

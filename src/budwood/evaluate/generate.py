@@ -105,7 +105,7 @@ def complete(
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            rows = _continued(model, [examples[i] for i in chosen], chosen, stops, max_new_tokens, sampling, ensemble)
+            rows = continued(model, [examples[i] for i in chosen], chosen, stops, max_new_tokens, sampling, ensemble)
             answers = [_cut(row, stops, tokenizer) for row in rows]
             for place, number in enumerate(chosen):
                 of_each = answers[place :: len(chosen)]
@@ -188,16 +188,19 @@ def _check_lengths(examples: Sequence[Example], max_new_tokens: int, context: in
             )
 
 
-def _continued(
+def continued(
     model: Any,
     examples: Sequence[Example],
     numbers: Sequence[int],
     stops: tuple[int, ...],
     max_new_tokens: int,
     sampling: Sampling | None,
-    ensemble: Ensemble | None,
+    ensemble: Ensemble | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each row, a stop token and padding after it included; of an ensemble, adapter by adapter."""
+    """The new tokens of each row, a stop token and padding after it included; of an ensemble, adapter by adapter.
+
+    numbers: of the rows, which their random streams go by
+    """
     reads_apart = model.config.is_encoder_decoder
     batch = collate(examples, stops[0], "right" if reads_apart else "left").to(model.device)
     acting, times = (ensemble.acting(model, len(batch)), len(ensemble.parts)) if ensemble else (nullcontext(), 1)

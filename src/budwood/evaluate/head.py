@@ -78,7 +78,8 @@ class Head:
             handle.remove()
         if len(caught) != 1 or caught[0].hidden.ndim != 3:
             return None
-        own = self.logits(caught[0], caught[0].hidden[:, :1])
+        with torch.no_grad():
+            own, logits = self.logits(caught[0], caught[0].hidden[:, :1]), logits.detach()
         if own.shape != logits.shape or not _same(own, logits):
             return None
         return caught[0]

@@ -1,1 +1,1 @@
-"""Smaller models out of larger ones, as transformers models of the same class: what counts, what stays, the cut, the refit."""
+"""Smaller models out of larger ones, of the same class: what counts, what stays, the cut, the refit."""

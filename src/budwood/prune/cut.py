@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from budwood.anatomy import Anatomy, discover
-from budwood.errors import BadConfig, VerificationFailed
+from budwood.anatomy import Anatomy
+from budwood.errors import BadConfig
+from budwood.prune.asked import check, dimensions_of
 from budwood.prune.fit import Fit, Subject, fit
-from budwood.prune.kept import Kept, Structure
+from budwood.prune.kept import CUT_HERE, Kept, Structure
 from budwood.prune.norms import rescaled
+from budwood.prune.proof import prove
 from budwood.prune.sizes import Misfit
-from budwood.prune.structure import CUT_HERE, known, outline, subject_of, why_not
+from budwood.prune.structure import known, outline, subject_of, why_not
 
 
 def cut(
@@ -28,7 +30,8 @@ def cut(
     weights: values that some parameters are to have before they are cut, whole, by their names (as `refit` gives them)
     Norms over fewer channels: their weights grow by sqrt(before / after), which is exact where the channels that go
     are zero; those that do carry something are for the recovery to make up for.
-    Raises BadConfig where the model cannot be cut so, naming what of it can be.
+    Raises BadConfig where the model cannot be cut so, naming what of it can be; VerificationFailed where the result
+    does not compute what the uncut model does with closed gates.
     """
     subject = subject_of(model, anatomy)
     structure = outline(subject)
@@ -43,55 +46,8 @@ def cut(
         raise BadConfig(_refusal(subject, structure, kept, str(why))) from why
     new = _built(model, found)
     _fill(new, subject, found, kept, weights or {})
-    _check_parts(subject, found, new)
+    prove(subject, found, new, kept, is_exact=not weights and kept.channels is None)
     return new
-
-
-def dimensions_of(kept: Kept, structure: Structure) -> tuple[str, ...]:
-    """The dimensions in which something goes."""
-    units = {u.path: u for u in structure.units}
-    gone = {units[path].dimension for path, chosen in kept.units.items() if len(chosen) < units[path].count}
-    if any(len(chosen) < structure.depths[stack] for stack, chosen in kept.layers.items()):
-        gone |= {"layers"}
-    if kept.channels is not None and len(kept.channels) < structure.hidden:
-        gone |= {"hidden"}
-    return tuple(dimension for dimension in CUT_HERE if dimension in gone)
-
-
-def check(kept: Kept, structure: Structure) -> None:
-    """Raises BadConfig for stacks, units or numbers that the model does not have, and for nothing left."""
-    counts = {u.path: u.count for u in structure.units}
-    for stack, chosen in kept.layers.items():
-        if stack not in structure.depths:
-            raise BadConfig(f"no stack is called {stack!r}; there are: {', '.join(structure.depths)}")
-        _check_numbers(f"blocks of {stack}", chosen, structure.depths[stack])
-    for path, chosen in kept.units.items():
-        if path not in counts:
-            raise BadConfig(f"{path!r} reads no units that can be cut; structure_of(model).units lists those that do")
-        _check_numbers(f"units of {path}", chosen, counts[path])
-    if kept.channels is not None:
-        _check_numbers("channels", kept.channels, structure.hidden)
-    for paths in structure.together:
-        alive = [path for path in paths if _is_kept(path, kept, structure)]
-        if len({tuple(kept.units.get(path, range(counts[path]))) for path in alive}) > 1:
-            raise BadConfig(
-                f"{alive[0]} and {alive[1]} share one table of positions, with an entry for each head, so they have to "
-                "keep the same heads; give the same numbers for each"
-            )
-
-
-def _is_kept(path: str, kept: Kept, structure: Structure) -> bool:
-    units = next(u for u in structure.units if u.path == path)
-    return units.layer in kept.layers.get(units.stack, range(structure.depths[units.stack]))
-
-
-def _check_numbers(what: str, chosen: Sequence[int], count: int) -> None:
-    if not chosen:
-        raise BadConfig(f"no {what} are kept; keep one at least")
-    if list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
-        raise BadConfig(
-            f"{what} kept: {list(chosen)[:8]}; give different numbers from 0 to {count - 1}, the least first"
-        )
 
 
 def _check_weights(subject: Subject, weights: Mapping[str, Tensor]) -> None:
@@ -105,7 +61,10 @@ def _check_weights(subject: Subject, weights: Mapping[str, Tensor]) -> None:
 def _refusal(subject: Subject, structure: Structure, kept: Kept, why: str) -> str:
     """What was asked, why it is not to be had, and what is."""
     asked = dimensions_of(kept, structure)
-    can = [d for d in CUT_HERE if d not in asked and why_not(subject, structure, d) is None]
+    if len(asked) == 1:  # what holds for any size says more than what this one met first
+        why = why_not(subject, structure, asked[0]) or why
+    can = [d for d in CUT_HERE if why_not(subject, structure, d) is None]
+    can = [f"{d} (to other sizes)" if d in asked else d for d in can]
     name = subject.model.config.model_type
     return f"{name} cannot be cut so in {' and '.join(asked)}: {why}; it can be cut in: {', '.join(can) or 'nothing'}"
 
@@ -157,28 +116,3 @@ def _check_tied(subject: Subject, name: str, other: str) -> None:
             f"{name} and {other} are two weights, and the configuration says that they are one; set "
             "config.tie_word_embeddings = False"
         )
-
-
-def _check_parts(subject: Subject, found: Fit, new: nn.Module) -> None:
-    """Rows of fused projections must mean what they meant: asked of the new attention, where the rows moved."""
-    fused = [site for site in subject.anatomy.sites if site.parts]
-    if not any(f"{site.path}.weight" in found.axes for site in fused):
-        return
-    places = {old: new_name for new_name, old in found.names.items()}
-    now = {site.path: site.parts for site in discover(new).sites}
-    for site in fused:
-        if (place := places.get(f"{site.path}.weight")) is None:
-            continue
-        axis = 1 if site.kind == "conv1d" else 0
-        index = found.axes.get(f"{site.path}.weight", {}).get(axis, list(range(site.out_features)))
-        before = {row: part.role for part in site.parts for start, stop in part.rows for row in range(start, stop)}
-        after = {
-            row: part.role
-            for part in now[place.removesuffix(".weight")]
-            for start, stop in part.rows
-            for row in range(start, stop)
-        }
-        if [before[row] for row in index] != [after.get(row) for row in range(len(index))]:
-            raise VerificationFailed(
-                f"queries, keys and values lie in another order in the smaller {place}; keep other heads, or none cut"
-            )

@@ -78,7 +78,7 @@ def fit(subject: Subject, structure: Structure, kept: Kept) -> Fit:
             new = built(type(subject.model), config)
             return _match(subject, structure, kept, layers, staying, config, new)
         except Misfit as why:
-            problem = problem or why
+            problem = why
     assert problem is not None
     raise problem
 
@@ -90,9 +90,9 @@ def _sizes(
     sizes = {("layers", stack): (depth, len(layers[stack])) for stack, depth in structure.depths.items()}
     for group in staying:
         units = group.units
-        pairs = {units.dimension: (units.count, len(kept.units.get(units.path, range(units.count))))}
+        old, new = units.count, len(kept.units.get(units.path, range(units.count)))
+        pairs = {"ffn": (old, new)}
         if units.dimension == "heads":
-            old, new = pairs["heads"]
             pairs = {"groups": (old, new), "heads": (group.heads, group.heads // old * new)}
         for what, pair in pairs.items():
             before = sizes.setdefault((what, units.stack), pair)
@@ -142,21 +142,18 @@ def _match(
                 index = _from_place(subject, structure, kept, staying, old, before)
                 axes.setdefault(old, {})[axis] = index
             left = before if index is None else len(index)
+            if left != after and axis in reserved.get(old, {}):
+                raise Misfit(_tied(subject, old, before, after))
             if left != after:
                 raise Misfit(f"its class makes {name} {_shape(shapes[name])}, and {left} of {before} would be left")
-    for group in staying:
-        _check_norms(group, axes, subject)
     _check_alike(subject, layers, new, is_narrower=kept.channels is not None)
     return Fit(config=config, names=names, axes=axes)
 
 
 def _tied(subject: Subject, name: str, before: int, after: int) -> str:
     if not any(role.startswith(("attn.", "cross.")) and name.startswith(f"{path}.") for path, role in subject.roles):
-        return f"its class works out how many neurons a feed-forward has from the width ({name}: {after} of {before})"
-    return (
-        f"its class has no head size of its own but takes width / heads ({name}: {after} of {before}); cut both "
-        "together, by the same share"
-    )
+        return f"its class takes a multiple of the width for the feed-forward ({name}: {after} of {before})"
+    return f"its class takes width / heads for the size of a head ({name}: {after} of {before}); cut both by one share"
 
 
 def _shape(shape: torch.Size) -> str:
@@ -185,22 +182,15 @@ def _from_place(
 ) -> list[int]:
     """The entries that stay on an axis that no role explains: one entry for each head, or the residual's channels."""
     for group in staying:
-        chosen = kept.units.get(group.units.path)
-        if chosen is not None and group.within and name.startswith(f"{group.within}."):
-            if size in (group.heads, group.units.count):
-                return rows_of(group.units, chosen, size)
+        chosen = kept.units.get(group.units.path, ())
+        is_inside = chosen and group.within and name.startswith(f"{group.within}.")
+        if is_inside and size in (group.heads, group.units.count):
+            return rows_of(group.units, chosen, size)
     if kept.channels is not None and size == structure.hidden:
         return list(kept.channels)
+    if any(role in ("norm.q", "norm.k") and name.startswith(f"{path}.") for path, role in subject.roles):
+        raise Misfit(f"{name.rpartition('.')[0]} takes the norm over all heads together")
     raise Misfit(f"an axis of {name} changes with that size, and what it counts is not known")
-
-
-def _check_norms(group: Grouped, axes: Axes, subject: Subject) -> None:
-    """A norm over all heads together would not be the same over some of them."""
-    for site in subject.anatomy.sites:
-        name = f"{site.path}.weight"
-        inside = group.within and site.path.startswith(f"{group.within}.") and site.role in ("norm.q", "norm.k")
-        if inside and subject.state[name].dim() - 1 in axes.get(name, {}):
-            raise Misfit(f"{site.path} takes the norm over all heads together")
 
 
 def _check_alike(
@@ -231,6 +221,6 @@ def _traits(block: nn.Module) -> dict[str, Any]:
 
 def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in vars(module).items():
-        if not name.startswith("_") and name not in ("training", "gradient_checkpointing"):
-            if value is None or type(value) in (bool, int, float, str):
-                yield name, value
+        is_said = value is None or type(value) in (bool, int, float, str)
+        if is_said and not name.startswith("_") and name not in ("training", "gradient_checkpointing"):
+            yield name, value

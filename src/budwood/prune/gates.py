@@ -15,8 +15,9 @@ from budwood.anatomy import Anatomy, Site
 from budwood.core import Delta, Method
 from budwood.core.attach import attach, detach
 from budwood.errors import BadConfig
-from budwood.prune.cut import check
-from budwood.prune.kept import Kept, Structure
+from budwood.prune.asked import check
+from budwood.prune.fit import Subject
+from budwood.prune.kept import Kept
 from budwood.prune.structure import outline, subject_of
 
 GATES = "closed-gates"
@@ -88,26 +89,32 @@ def closed(model: PreTrainedModel, kept: Kept, anatomy: Anatomy | None = None) -
     them has no such form.
     """
     subject = subject_of(model, anatomy)
-    structure = outline(subject)
-    check(kept, structure)
+    check(kept, outline(subject))
     if kept.channels is not None:
         raise BadConfig("channels cannot be shut off by gates, since norms take them all together; cut them")
-    chosen = _chosen(structure, kept)
+    with shut(subject, kept):
+        yield
+
+
+@contextmanager
+def shut(subject: Subject, kept: Kept) -> Iterator[None]:
+    """`closed` for a model that is read, and a `Kept` that is checked."""
+    chosen = _chosen(subject, kept)
     for stack, layers in kept.layers.items():
         chosen |= {path: () for layer, path in subject.blocks[stack].items() if layer not in layers}
     if not chosen:
         yield
         return
-    attach(model, Closed(kept=tuple(chosen.items())), name=GATES, anatomy=subject.anatomy)
+    attach(subject.model, Closed(kept=tuple(chosen.items())), name=GATES, anatomy=subject.anatomy)
     try:
         yield
     finally:
-        detach(model, GATES)
+        detach(subject.model, GATES)
 
 
-def _chosen(structure: Structure, kept: Kept) -> dict[str, tuple[int, ...]]:
+def _chosen(subject: Subject, kept: Kept) -> dict[str, tuple[int, ...]]:
     """Input features that stay, by linear."""
-    widths = {units.path: units.width for units in structure.units}
+    widths = {group.units.path: group.units.width for group in subject.groups}
     return {
         path: tuple(unit * widths[path] + i for unit in chosen for i in range(widths[path]))
         for path, chosen in kept.units.items()

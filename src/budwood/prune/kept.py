@@ -8,6 +8,8 @@ from typing import Literal
 
 DIMENSIONS = ("layers", "ffn", "heads", "hidden", "vocabulary")
 """The words for what can be cut."""
+CUT_HERE = DIMENSIONS[:-1]
+"""Those that need nothing but the model; a vocabulary needs its tokenizer, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "groups": ("num_key_value_heads", "num_kv_heads"),
     "hidden": (
         "hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size",
+        "attention_hidden_size",
     ),
 }  # fmt: skip
 """What the configurations of transformers call a size. Those that say the old size are given the new one."""
@@ -105,7 +106,9 @@ def built(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedMo
     """The class built from a configuration, without memory for its weights. Raises Misfit where it refuses."""
     try:
         with torch.device("meta"):
-            return kind(copy.deepcopy(config))
+            model = kind(copy.deepcopy(config))
+            model.initialize_weights()  # as loading does, for what a checkpoint lacks
+            return model
     except Exception as error:  # whatever a class raises at sizes that do not suit it
         raise Misfit(f"its class refuses these sizes ({str(error).strip().splitlines()[0]})") from error
 

@@ -1,4 +1,4 @@
-"""What a model offers to be cut, and why not where it does not: found by trying, on the meta device, not by its name."""
+"""What a model offers to be cut, and why not where it does not: found by trying on the meta device, not by its name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from budwood.anatomy import Anatomy, discover
 from budwood.core import adapters
 from budwood.errors import BadConfig, WrongOrder
 from budwood.prune.fit import Subject, fit, read
-from budwood.prune.kept import Kept, Structure
+from budwood.prune.kept import CUT_HERE, Kept, Structure
 from budwood.prune.sizes import Misfit
-
-CUT_HERE = ("layers", "ffn", "heads", "hidden")
-"""The dimensions that need nothing but the model; a vocabulary needs its tokenizer, too."""
 
 
 def structure_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> Structure:
@@ -133,8 +130,9 @@ def _trials(subject: Subject, structure: Structure, dimension: str) -> Iterator[
                     yield Kept(layers={stack: tuple(i for i in range(depth) if i != gone)})
     elif dimension == "hidden":
         step = 2 * max((group.heads for group in subject.groups), default=1) or 1
-        if structure.hidden > step:
-            yield Kept(channels=tuple(range(structure.hidden - step)))
+        for left in (structure.hidden - step, structure.hidden - 2 * step):
+            if left > 0:
+                yield Kept(channels=tuple(range(left)))
     else:
         counts = {units.count for units in structure.units if units.dimension == dimension}
         smallest = min(counts)

@@ -17,16 +17,16 @@ Json: TypeAlias = Any
 """What JSON can hold: None, bool, int, float, str, lists and string-keyed mappings of these."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` in one step: a reader sees the old file or the new one, never a part.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step: a reader sees the old file or the new one, never a part.
 
-    Raises BadConfig if the folder cannot be written.
+    Raises BadConfig, from the system's error, if the folder cannot be written.
     """
     try:
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(draft).chmod(0o666 & ~_umask())
@@ -36,6 +36,11 @@ def write_text(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise not_writable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Json) -> None:

@@ -17,7 +17,7 @@ from budwood.records.manifest import Manifest, as_it_stands, read_manifest
 CONTENT = (
     *("run.json", "config.yaml", "environment.json", "data.json"),
     *("metrics.jsonl", "samples.jsonl", "predictions.jsonl", "result.json"),
-    *("adapter", "state", "report.html", "log.txt"),
+    *("adapter", "model", "state", "teacher.json", "stages", "stages.jsonl", "work", "report.html", "log.txt"),
 )
 """Everything that a run puts into its folder."""
 

@@ -1,19 +1,9 @@
-"""Progressive shrinking: cut a little, refit, recover, look, go on. `budwood.shrink` is this package and, called, its one verb."""
+"""Progressive shrinking: cut a little, refit, recover, look, go on.
 
-from __future__ import annotations
+`budwood.shrink(model, data, to=0.5)` is `budwood.shrink.run.shrink`, whatever was imported before.
+"""
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+from budwood.calling import make_callable
 
-
-class _Verb(ModuleType):
-    """The package's module, which can be called."""
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        """`budwood.shrink.run.shrink`, which see."""
-        return import_module("budwood.shrink.run").shrink(*args, **settings)
-
-
-sys.modules[__name__].__class__ = _Verb
+VERB = "run.shrink"
+make_callable(__name__)

@@ -4,20 +4,7 @@
 `budwood.train.run.train`, whatever was imported before. Importing this package imports nothing heavy.
 """
 
-from __future__ import annotations
+from budwood.calling import make_callable
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
-
-
-class _Verb(ModuleType):
-    """The package's module, which can be called."""
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        """`budwood.train.run.train`, which see."""
-        return import_module("budwood.train.run").train(*args, **settings)
-
-
-sys.modules[__name__].__class__ = _Verb
+VERB = "run.train"
+make_callable(__name__)

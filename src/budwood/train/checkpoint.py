@@ -54,7 +54,7 @@ def save_state(folder: Path, prepared: Prepared, standing: Standing, *, identity
     Raises    BadConfig if the folder cannot be written; the state that was there is kept then
     """
     random = random_state()
-    tensors = {f"parameter/{name}": p.detach() for name, p in prepared.parameters.items()}
+    tensors = {f"parameter/{name}": p.detach() for name, p in prepared.optimized.items()}
     tensors |= _optimizer_tensors(prepared)
     tensors |= {f"random/{name}": tensor for name, tensor in random.tensors.items()}
     draft = folder / "tensors.draft"
@@ -89,7 +89,7 @@ def load_state(folder: Path, prepared: Prepared, *, identity: Mapping[str, str])
     tensors = _read_tensors(folder / plain["tensors"], plain["sha256"])
     _check_names(folder, tensors, prepared)
     with torch.no_grad():
-        for name, parameter in prepared.parameters.items():
+        for name, parameter in prepared.optimized.items():
             parameter.copy_(tensors[f"parameter/{name}"])
     _restore_optimizer(prepared, tensors)
     restore_random_state(RandomState(_under("random", tensors), plain["random"]))
@@ -106,7 +106,7 @@ def _optimizer_tensors(prepared: Prepared) -> dict[str, Tensor]:
     """The optimizer's state by what it is and whose: `exp_avg/<parameter>`."""
     return {
         f"optimizer/{key}/{name}": value.detach()
-        for name, parameter in prepared.parameters.items()
+        for name, parameter in prepared.optimized.items()
         for key, value in prepared.optimizer.state.get(parameter, {}).items()
     }
 
@@ -115,7 +115,7 @@ def _restore_optimizer(prepared: Prepared, tensors: Mapping[str, Tensor]) -> Non
     prepared.optimizer.state.clear()
     for name, tensor in _under("optimizer", tensors).items():
         key, _, owner = name.partition("/")
-        parameter = prepared.parameters[owner]
+        parameter = prepared.optimized[owner]
         prepared.optimizer.state[parameter][key] = tensor.to(parameter.device)
 
 
@@ -164,7 +164,7 @@ def _check_identity(folder: Path, saved: Mapping[str, str], now: Mapping[str, st
 def _check_names(folder: Path, tensors: Mapping[str, Tensor], prepared: Prepared) -> None:
     """Raise BadCheckpoint unless the saved parameters are exactly the model's, in name and shape."""
     saved = {name: tuple(t.shape) for name, t in _under("parameter", tensors).items()}
-    there = {name: tuple(p.shape) for name, p in prepared.parameters.items()}
+    there = {name: tuple(p.shape) for name, p in prepared.optimized.items()}
     if saved != there:
         odd = sorted(name for name in {*saved, *there} if saved.get(name) != there.get(name))
         raise BadCheckpoint(

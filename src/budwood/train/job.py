@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budwood.core import Method
 from budwood.data import TASKS, Cloze, Template
@@ -17,6 +17,9 @@ from budwood.records import Json
 from budwood.train.config import TrainConfig
 from budwood.train.pseudo import filling
 from budwood.train.stacking import check_stackable, find_below
+
+if TYPE_CHECKING:
+    from budwood.train.recipe import Recipe
 
 SAID = (
     *("model", "data", "method", "on", "columns", "template", "task", "pattern", "verbalizer", "offline"),
@@ -67,6 +70,8 @@ class Job:
     """Read adapters below it from pickle files, too, tensors and nothing else."""
     command: tuple[str, ...] = ()
     """What was typed, for the record."""
+    recipe: Recipe | None = None
+    """What is learned beside the data's own targets."""
 
     def __post_init__(self) -> None:
         """A file or folder is known by its absolute path from here on: the run is used from other folders, too.
@@ -122,11 +127,19 @@ class Job:
             "offline": self.offline,
             "allow_pickle": self.allow_pickle,
             **self.config.to_dict(),
+            **(self.recipe.to_dict() if self.recipe else {}),
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        """The job that a config.yaml says. Raises BadConfig for unknown keys or what is missing."""
+    def from_dict(cls, values: Mapping[str, Any], *, recipe: Recipe | None = None) -> Job:
+        """The job that a config.yaml says, but for what is said of its recipe.
+
+        Raises BadConfig for unknown keys or what is missing.
+        """
+        if "teacher" in values:
+            raise BadConfig(f"this is a distillation ({values['teacher']} teaches); type budwood distill, not train")
+        if "shrink" in values:
+            raise BadConfig("this is a shrinking; type budwood shrink, not train")
         known = set(SAID)
         settings = {key: value for key, value in values.items() if key not in known}
         said = {key: value for key, value in values.items() if key in known and value is not None}
@@ -134,7 +147,7 @@ class Job:
             if name not in said:
                 raise BadConfig(f"the config does not say which {name}; add a line `{name}: ...`")
         method = method_from_dict(said.pop("method", "lora"))
-        return cls(method=method, config=TrainConfig.from_dict(settings), **said)
+        return cls(method=method, config=TrainConfig.from_dict(settings), recipe=recipe, **said)
 
 
 def as_config(config: TrainConfig | Mapping[str, Any] | None, **flags: object) -> TrainConfig:

@@ -115,6 +115,7 @@ def fit(
                     learned_tokens=outcome.targets,
                     seconds=seconds,
                     elapsed_s=standing.seconds,
+                    parts=outcome.parts,
                 )
             )
             if validate is not None and _validation_due(config, standing.step, before, share):
@@ -123,12 +124,7 @@ def fit(
             stopped_by = int(agree(prepared, stop.signum or 0))
             if stopped_by:
                 _save(prepared, standing, saving)
-                raise Interrupted(
-                    signum=stopped_by,
-                    step=standing.step,
-                    state=saving.folder if saving else None,
-                    resume_command=saving.resume_command if saving else None,
-                )
+                raise _stopped(stopped_by, standing, saving)
             if config.save_every and time.monotonic() - saved_at >= config.save_every:
                 _save_or_tell(prepared, standing, saving, observer)
                 saved_at = time.monotonic()
@@ -144,6 +140,11 @@ def _validation_due(config: TrainConfig, step: int, before: float, share: float)
     if config.eval_every is None:
         return math.floor(share * VALIDATIONS) > math.floor(before * VALIDATIONS)
     return config.eval_every > 0 and step % config.eval_every == 0
+
+
+def _stopped(signum: int, standing: Standing, saving: Saving | None) -> Interrupted:
+    state, command = (saving.folder, saving.resume_command) if saving else (None, None)
+    return Interrupted(signum=signum, step=standing.step, state=state, resume_command=command)
 
 
 def _save(prepared: Prepared, standing: Standing, saving: Saving | None) -> None:

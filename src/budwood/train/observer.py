@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from budwood.records import Score
@@ -38,6 +38,8 @@ class StepPoint:
     """Time the step took."""
     elapsed_s: float
     """Time of all steps so far, those before a resume included."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Components of the loss, where it has several, as means over the targets."""
 
     @property
     def tokens_per_s(self) -> float:

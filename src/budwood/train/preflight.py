@@ -86,6 +86,8 @@ class Preflight:
     """Folders of the frozen adapters that it stands on, the lowest first."""
     rates: RatePlan | None = None
     """Learning rates that are tried before the first step."""
+    lesson: tuple[str, ...] = ()
+    """What there is to say of what it learns from, beside the data."""
 
     @property
     def epochs(self) -> float:
@@ -115,6 +117,7 @@ class Preflight:
             f"learning rate {self.rates or f'{self.learning_rate:g}'}"
         )
         lines += [f"on top of {folder}, which stays as it is" for folder in self.on]
+        lines += self.lesson
         if forecast.pieces > 1:
             lines.append(f"a step's rows are computed in {forecast.pieces} pieces, to fit in memory")
         lines.append(

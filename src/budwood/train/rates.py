@@ -124,7 +124,7 @@ def _trial(
     scored: Sequence[Batch],
 ) -> RateTrial:
     """The run's own first steps at a constant rate, with an optimizer of their own."""
-    optimizer = build_optimizer(prepared.parameters, rate, decay_of(prepared.adapter.method, config))
+    optimizer = build_optimizer(prepared.optimized, rate, decay_of(prepared.adapter.method, config))
     trial = replace(prepared, learning_rate=rate, optimizer=optimizer)
     seed_everything(config.seed)
     prepared.trained.train()
@@ -173,7 +173,7 @@ def _scored(
 @contextmanager
 def _same_tensors(prepared: Prepared) -> Iterator[None]:
     """Trained parameters and buffers are afterwards what they were, bit for bit."""
-    tensors = [parameter.detach() for parameter in prepared.parameters.values()]
+    tensors = [parameter.detach() for parameter in prepared.optimized.values()]
     tensors += list(prepared.model.buffers())
     before = [tensor.clone() for tensor in tensors]
     try:

@@ -31,7 +31,8 @@ class Recorder:
     def step(self, point: StepPoint) -> None:
         """One line."""
         self.taken = point.step
-        self.folder.add_metrics({**asdict(point), "tokens_per_s": point.tokens_per_s})
+        line = {name: value for name, value in asdict(point).items() if value != {}}
+        self.folder.add_metrics({**line, "tokens_per_s": point.tokens_per_s})
         self.listener.step(point)
 
     def validation(self, step: int, scores: Sequence[Score]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from budwood.train.observer import Observer, Silent
 from budwood.train.preflight import Preflight
 from budwood.train.proof import Ledger
 from budwood.train.rates import try_rates
+from budwood.train.recipe import Recipe
 from budwood.train.recorder import Recorder
 from budwood.train.stacking import load_on
 from budwood.train.start import Started, manifest_of, start
@@ -190,6 +191,7 @@ def resume(
     tokenizer: Any = None,
     root: str | Path = "runs",
     offline: bool | None = None,
+    recipe: Callable[[dict[str, Any]], tuple[dict[str, Any], Recipe]] | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Go on with a run where its state was saved, as if it had not stopped.
@@ -197,6 +199,7 @@ def resume(
     run               its folder, its name in `root`, "latest", or a `Run`
     model, data, tokenizer   only for those that were objects in memory
     offline           never ask the network; None keeps what the run was started with
+    recipe            takes what config.yaml says of a recipe out of it: (the rest, the recipe)
 
     Raises BadCheckpoint without a readable state, WrongOrder if it is finished or still running, BadConfig if data or
     model are not what they were, and what `train` does.
@@ -213,7 +216,8 @@ def resume(
             f"{folder.path} is still being trained by process {place.get('pid')} on {place.get('host')}; "
             "wait for it or stop it, then resume"
         )
-    job = Job.from_dict(folder.config())
+    said, taught = (folder.config(), None) if recipe is None else recipe(folder.config())
+    job = Job.from_dict(said, recipe=taught)
     job = replace(
         job,
         config=_as_probed(job.config, manifest),

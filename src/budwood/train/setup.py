@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,21 @@ class Prepared:
     accelerator: Accelerator
     below: tuple[str, ...] = ()
     """Names of the frozen adapters that it stands on, the lowest first."""
+    beside: dict[str, nn.Parameter] = field(default_factory=dict)
+    """What the loss trains for itself (a distillation's projections): no part of the model, saved with the state."""
+
+    @property
+    def optimized(self) -> dict[str, nn.Parameter]:
+        """Everything that the optimizer changes."""
+        return {**self.parameters, **self.beside}
+
+    def with_beside(self, beside: dict[str, nn.Parameter]) -> Prepared:
+        """The same, training these as well, at the same rate."""
+        if not beside:
+            return self
+        decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
+        optimizer = build_optimizer({**self.parameters, **beside}, self.learning_rate, decay)
+        return replace(self, beside=beside, optimizer=optimizer)
 
     @property
     def base_count(self) -> int:

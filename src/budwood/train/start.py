@@ -15,6 +15,7 @@ from budwood.errors import BadConfig
 from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
+from budwood.train.config import TrainConfig
 from budwood.train.feed import Feed
 from budwood.train.heads import new_modules, refuse_untrained, train_new_modules
 from budwood.train.job import Job
@@ -24,6 +25,7 @@ from budwood.train.precision import resolve_device, resolve_precision, store_com
 from budwood.train.preflight import Preflight, data_facts, preflight
 from budwood.train.probe import probe
 from budwood.train.randomness import seed_everything
+from budwood.train.recipe import Lesson
 from budwood.train.setup import Prepared, prepare
 from budwood.train.stacking import contents
 
@@ -36,7 +38,7 @@ class Started:
     material: Material
     prepared: Prepared
     anatomy: Anatomy
-    objective: Objective
+    lesson: Lesson
     feed: Feed
     facts: Preflight
     meter: MemoryMeter
@@ -51,10 +53,15 @@ class Started:
         return Standing(pieces=pieces) if pieces > self.job.config.accumulate else None
 
     @property
+    def objective(self) -> Objective:
+        """What its steps minimise."""
+        return self.lesson.objective
+
+    @property
     def identity(self) -> dict[str, str]:
         """What a resumed run must find unchanged."""
         below = {"adapters below": contents(self.job.on)} if self.job.on else {}
-        return {**self.material.identity, **below}
+        return {**self.material.identity, **below, **self.lesson.identity}
 
     def memory(self) -> Memory:
         """The most the run held, loading included; verification, which comes after, not."""
@@ -120,15 +127,7 @@ def start(job: Job) -> Started:
             job = replace(job, method=train_new_modules(job.method, model, anatomy, new))
     if compact:
         store_compactly(model, trained=job.method.unfreeze(model, anatomy))
-    feed = Feed.of(
-        material.train.examples,
-        batch=job.config.batch,
-        pad_id=material.pad_id,
-        seed=job.config.seed,
-        group_by_length=job.config.group_by_length,
-        where=lambda row: material.corpus.where("train", row),
-        masking=Masking.of(material.tokenizer) if material.corpus.task == "masked-lm" else None,
-    )
+    feed = feed_of(material, job.config)
     sample = feed.batch(feed.longest(1))
     prepared = prepare(
         model,
@@ -148,16 +147,38 @@ def start(job: Job) -> Started:
             f"{prepared.accelerator.num_processes} processes were started, and a run folder has one writer; "
             "run one process, or call budwood.train.setup.prepare and budwood.train.loop.fit in your own script"
         )
-    objective = OBJECTIVES[material.corpus.task]()
+    lesson = _lesson(job, material, prepared)
+    prepared = prepared.with_beside(lesson.beside)
     loaded = meter.read()
     held_bytes = psutil.Process().memory_info().rss - meter.floor_bytes
     if device.type == "cuda":
         held_bytes = torch.cuda.memory_allocated(device)
-    forecast = probe(prepared, objective, feed, job.config)
+    forecast = probe(prepared, lesson.objective, feed, job.config)
     probed = meter.read()
     facts = preflight(data, prepared, feed, job.config, forecast, held_bytes=held_bytes, on=job.on)
+    facts = replace(facts, lesson=lesson.lines)
     high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
-    return Started(job, material, prepared, anatomy, objective, feed, facts, meter, high)
+    return Started(job, material, prepared, anatomy, lesson, feed, facts, meter, high)
+
+
+def feed_of(material: Material, config: TrainConfig) -> Feed:
+    """The training rows of a job in the order of its steps."""
+    return Feed.of(
+        material.train.examples,
+        batch=config.batch,
+        pad_id=material.pad_id,
+        seed=config.seed,
+        group_by_length=config.group_by_length,
+        where=lambda row: material.corpus.where("train", row),
+        masking=Masking.of(material.tokenizer) if material.corpus.task == "masked-lm" else None,
+    )
+
+
+def _lesson(job: Job, material: Material, prepared: Prepared) -> Lesson:
+    """The task's own loss, or what the job's recipe makes of it."""
+    if job.recipe is None:
+        return Lesson(objective=OBJECTIVES[material.corpus.task]())
+    return job.recipe.teach(job, material, prepared)
 
 
 def manifest_of(started: Started) -> Manifest:

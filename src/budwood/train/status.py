@@ -64,7 +64,9 @@ def told_status(folder: RunFolder, *, is_claimed: bool) -> Iterator[Status]:
 
 def resume_command(folder: RunFolder) -> str:
     """What to type to go on, from wherever one is."""
-    return f"budwood train --resume {quote(str(folder.path.absolute()))}"
+    said = folder.config()
+    verb = "distill" if "teacher" in said else "shrink" if "shrink" in said else "train"
+    return f"budwood {verb} --resume {quote(str(folder.path.absolute()))}"
 
 
 def what_is_saved(folder: RunFolder) -> str:

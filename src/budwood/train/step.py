@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -32,6 +32,8 @@ class Outcome:
     targets: int
     tokens: int
     pieces: int
+    parts: Mapping[str, float]
+    """Components of the loss, as means, where it has several."""
 
 
 def gradients(
@@ -52,7 +54,7 @@ def gradients(
         pieces = feed.pieces(mine, count, epoch=standing.position.epoch)
         random = random_state()
         try:
-            total, targets = _accumulate(prepared, objective, pieces, weight)
+            total, targets, parts = _accumulate(prepared, objective, pieces, weight)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -60,7 +62,9 @@ def gradients(
         else:
             if not math.isfinite(total):
                 raise bad_loss(prepared, objective, feed, rows, standing, loss=total)
-            return Outcome(total / targets, targets, sum(len(feed.examples[row].ids) for row in rows), count)
+            tokens = sum(len(feed.examples[row].ids) for row in rows)
+            means = {name: value / targets for name, value in parts.items()}
+            return Outcome(total / targets, targets, tokens, count, means)
         prepared.optimizer.zero_grad(set_to_none=True)
         restore_random_state(random)
         gc.collect()
@@ -79,25 +83,31 @@ def gradients(
         )
 
 
-def _accumulate(prepared: Prepared, objective: Objective, pieces: Sequence[Batch], weight: float) -> tuple[float, int]:
+def _accumulate(
+    prepared: Prepared, objective: Objective, pieces: Sequence[Batch], weight: float
+) -> tuple[float, int, Mapping[str, float]]:
     """(summed loss, targets) of a step over all processes, its gradient divided by the targets of the whole step.
 
+    And the components of this process' loss, summed as well.
     weight  0 where this process only lends rows that another one counts, else 1
     """
     accelerator = prepared.accelerator
     world = accelerator.num_processes
     targets = round(_sum(prepared, weight * sum(objective.targets(piece) for piece in pieces)))
     total = 0.0
+    parts: dict[str, float] = {}
     for number, piece in enumerate(pieces, start=1):
         with accelerator.no_sync(prepared.trained) if number < len(pieces) else nullcontext():
             with prepared.arithmetic():
                 loss = objective(prepared.trained, piece.to(prepared.device))
             total += weight * loss.total.item()
+            for name, value in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + value
             if not math.isfinite(total) and world == 1:
-                return total, targets
+                return total, targets, parts
             accelerator.backward(loss.total * (weight * world / max(1, targets)))  # wrappers average over processes
     _pull(prepared)
-    return _sum(prepared, total), max(1, targets)
+    return _sum(prepared, total), max(1, targets), parts
 
 
 def _pull(prepared: Prepared) -> None:
@@ -110,7 +120,7 @@ def _pull(prepared: Prepared) -> None:
 
 def update(prepared: Prepared, config: TrainConfig, factor: float, feed: Feed, rows: Sequence[int], step: int) -> float:
     """One optimizer step at `factor` of the peak rate; returns the gradient's norm before clipping."""
-    parameters = list(prepared.parameters.values())
+    parameters = list(prepared.optimized.values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not math.isfinite(norm.item()):
         raise bad_gradient(prepared, feed, rows, step=step, norm=norm.item())
