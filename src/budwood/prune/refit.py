@@ -1,13 +1,15 @@
 """New weights for what reads cut units: least squares on calibration text, one linear after another, in one forward.
 
-The rows go through the uncut model twice, side by side: as it is, and as what is kept of it. Where a linear has lost
-inputs, or follows on a cut, new weights W' are solved on the spot from what the second half reads,
+Where a linear has lost inputs, its new weights W' are solved for on the spot, from what the cut network reads there,
 
     min ||X W'^T - T||^2 + lambda ||W' - W||^2,    lambda = ridge * mean diagonal of X^T X
 
-and the second half goes on with them. T makes the residual stream after the sub-layer what it is in the first half,
-so that each linear also makes up for the cuts before it, blocks that are gone included. Where the sum is not linear in
-the weights (a norm of the output before the sum, Gemma 2), T is what the uncut linear returns on the second half.
+and the forward goes on with them. Two targets T:
+
+local:  what the uncut linear makes of the cut network's own full input;
+global: what leaves the residual stream after the sub-layer as it is in the uncut network, whose forward over the same
+        rows runs beside. So every linear behind a cut also makes up for it, blocks that are gone included. Where the
+        sum is not linear in the weights (a norm of the output before it, Gemma 2), the target is the local one.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from budwood.prune.calibration import After, joined, listening, logits_at, rows_
 from budwood.prune.kept import Kept, Structure
 
 TOKENS = 32768
-"""Calibration tokens of one refit, padding included: the forward holds twice as many at a time, which takes about
-40 (d + f) bytes each for a model of width d with f neurons (135 M parameters: 2.7 GB). Rows beyond are left out."""
+"""Calibration tokens of one refit, padding included; rows beyond are left out. All go through one forward, which takes
+about 20 (d + f) bytes for each in a model of width d with f neurons, and twice that for the global target (135 M
+parameters: 1.4 and 2.8 GB)."""
 
 Target = Literal["global", "local"]
 
@@ -45,12 +48,15 @@ def refit(
     structure: Structure,
     anatomy: Anatomy | None = None,
     ridge: float = 1e-2,
-    target: Target = "global",
+    target: Target | None = None,
 ) -> dict[str, Tensor]:
     """New full-size values by parameter name, for `cut(..., weights=...)`; columns of units that are cut are zero.
 
+    target: None is global where blocks are cut, which nothing else makes up for, and local elsewhere, at half the cost
     Raises BadData where there is no text, WrongOrder where an adapter is attached.
     """
+    lost = any(len(numbers) < structure.depths[stack] for stack, numbers in kept.layers.items())
+    target = target or ("global" if lost else "local")
     fit = Fit(model, kept, joined(model, batches, TOKENS), structure, anatomy=anatomy, ridge=ridge, target=target)
     first = torch.zeros(1, dtype=torch.int64, device=model.device)
     with evaluating(model), fit.listening():
@@ -73,7 +79,7 @@ class _Linear:
 
 
 class Fit:
-    """One refit: what happens in a forward over `batch`, rows of the uncut model first, and what comes of it."""
+    """One refit: what happens in a forward over `batch`, for the global target with the uncut model's rows first."""
 
     def __init__(
         self,
@@ -136,7 +142,7 @@ class Fit:
         return torch.cat([y[: self._uncut(y)], x[self._uncut(x) :]])
 
     def _solve(self, linear: _Linear, x: Tensor, y: Tensor) -> Tensor | None:
-        """x: [2 B, T, in], y: [2 B, T, out] -> y with the second half by the new weights."""
+        """x: [2 B, T, in], y: [2 B, T, out] -> y with the cut network's half by the new weights."""
         module = self.model.get_submodule(linear.site.path)
         if linear.features is None and not (self._is_changed and linear.share):
             return None
@@ -162,7 +168,7 @@ class Fit:
         return torch.cat([y[:half], F.linear(x[half:].to(weight), new, bias).to(y)])
 
     def _behind(self, linear: _Linear, there: Tensor) -> Tensor:
-        """What the second half's stream lacks, in terms of the linear's output: [positions, out]."""
+        """What the cut network's stream lacks, in terms of the linear's output: [positions, out]."""
         assert linear.sublayer is not None
         stream = self._streams[linear.sublayer.r]
         half = self._uncut(stream)
