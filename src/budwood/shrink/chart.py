@@ -122,7 +122,7 @@ def curve(
         x_label=x_label,
         points=tuple(_labelled(points)),
         line=" ".join(f"{point.x},{point.y}" for point in points if point.accepted),
-        across=across.ticks(6, say),
+        across=across.ticks(7, say),
         up=up.ticks(6, lambda value: percent(value).replace(".0 %", " %")),
         floor=None if least is None else Tick(up(least), f"least: {percent(least).replace('.0 %', ' %')}"),
     )

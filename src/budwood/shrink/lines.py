@@ -94,17 +94,20 @@ def opening(model: str, stages: Sequence[Stage]) -> str:
 def facts(stages: Sequence[Stage]) -> list[tuple[str, str, str]]:
     """(what, how much, beside what) of the result: size, quality, speed, time."""
     first, last = stages[0], result(stages)
-    is_whole = last is unshrunk(stages)
+    quality = _share(last), f"of the unshrunk model's; {_range(last)}"
+    if last is unshrunk(stages):
+        untouched = last.parameters >= first.parameters
+        quality = percent(1), "nothing was cut" if untouched else "nothing but unused tokens was cut"
     trained, cutting = sum(stage.recover_s for stage in stages), sum(stage.cut_s for stage in stages)
     return [
         ("parameters", percent(last.share), f"{amount(last.parameters)} of {amount(first.parameters)}"),
-        (
-            "quality",
-            "the same" if is_whole else _share(last),
-            "" if is_whole else f"of the unshrunk model's; {_range(last)}",
-        ),
+        ("quality", *quality),
         ("speed", f"{times(last.speedup)} times", "as fast as the original"),
-        ("time it took", duration(trained + cutting), f"{spent(trained)} of training, {spent(cutting)} of cutting"),
+        (
+            "time it took",
+            duration(trained + cutting),
+            f"{duration(trained)} of training, {duration(cutting)} of cutting",
+        ),
     ]
 
 
@@ -197,6 +200,6 @@ def _undone(stage: Stage, settings: Shrinking) -> str:
     if stage.quality is None or settings.min_quality is None:
         return f"{begun}."
     return (
-        f"{begun}: its quality of {percent(stage.quality.value)} may be as low as {percent(stage.quality.low)}, and "
-        f"{percent(settings.min_quality)} were to be kept."
+        f"{begun}: its quality of {percent(stage.quality.value)} may be as low as {percent(stage.quality.low)}, and at "
+        f"least {percent(settings.min_quality)} is to be kept."
     )

@@ -166,12 +166,13 @@ def _notes(stages: Sequence[Stage], settings: Shrinking) -> list[tuple[str, str]
         notes.append(("Vocabulary", _of_vocabulary(stages, trimmed)))
     if last.quality is not None:
         notes.append(("Quality", _of_quality(stages, last)))
+    paired = " Those of the quality are paired: both models are scored on the same rows in each draw."
+    paired = paired if last.quality is not None else ""
     rows = f" on {last.quality.n:,} held-out rows" if last.quality is not None else ""
     notes.append(
         (
             "Intervals",
-            f"Numbers in brackets are 95 % intervals{rows}, from {RESAMPLES:,} bootstrap draws of the rows. Those of "
-            "the quality are paired: both models are scored on the same rows in each draw.",
+            f"Numbers in brackets are 95 % intervals{rows}, from {RESAMPLES:,} bootstrap draws of the rows.{paired}",
         )
     )
     writes = last.timing.per_token_s is not None
