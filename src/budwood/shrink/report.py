@@ -66,13 +66,13 @@ def write_report(folder: RunFolder, stages: Sequence[Stage]) -> Path:
 
 def _content(folder: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
     manifest, config, last = folder.manifest(), folder.config(), result(stages)
-    settings = _settings(config)
+    settings, name = _settings(config), _name(manifest.model)
     headings, rows = table(stages)
     return {
         "manifest": manifest,
         "last": last,
-        "title": f"{manifest.model}, shrunk to {percent(last.share)}" if last.share < 1 else manifest.model,
-        "opening": opening(manifest.model, stages),
+        "title": f"{name}, shrunk to {percent(last.share)}" if last.share < 1 else name,
+        "opening": opening(name, stages),
         "why": why(stages, settings, manifest),
         "facts": facts(stages),
         "place": _place(folder, last),
@@ -96,6 +96,11 @@ def _settings(config: Mapping[str, Json]) -> Shrinking:
     if not isinstance(config.get("shrink"), Mapping):
         raise BadCheckpoint("config.yaml says nothing of a shrinking (shrink); restore it, or run again")
     return Shrinking.from_dict(config["shrink"])
+
+
+def _name(model: str) -> str:
+    """A model folder by its own name, any other as it was named."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _place(folder: RunFolder, last: Stage) -> Path | None:
@@ -237,14 +242,14 @@ def _circumstances(folder: RunFolder, manifest: Manifest) -> list[tuple[str, str
     versions = {"budwood": manifest.budwood, **(here.get("versions") or {})}
     shown = [f"{name} {versions[name]}" for name in ("budwood", "torch", "transformers") if versions.get(name)]
     return [
-        ("Data", f"{manifest.data}{rows}{mark}. Seed {manifest.seed}."),
+        ("Data", f"{manifest.data}, for {manifest.model}{rows}{mark}. Seed {manifest.seed}."),
         ("Machine", f"{', '.join(str(part) for part in parts if part)}; {', '.join(shown)}."),
     ]
 
 
 def _neat(text: str) -> str:
-    """With arrows that no line breaks."""
-    return text.replace(" -> ", f"{HARD}\N{RIGHTWARDS ARROW} ")
+    """With arrows and percentages that no line breaks."""
+    return text.replace(" -> ", f"{HARD}\N{RIGHTWARDS ARROW} ").replace(" %", f"{HARD}%")
 
 
 def _tight(cell: str) -> str:

@@ -184,6 +184,9 @@ def test_the_opening_says_what_came_out(tmp_path: Path) -> None:
     )
     assert opening("demo-lm", stages) == said
     assert said in page
+    elsewhere = text_of(page_of(run_folder(tmp_path / "b", model="/home/someone/models/mine"), stages))
+    assert "<h1>mine, shrunk to 29.8 %</h1>" in elsewhere and ">mine now has 40.1M" in elsewhere
+    assert "demo-e2e, for /home/someone/models/mine, rows: train 2,000" in elsewhere
     assert "the next stage (ffn 416 -> 256, heads 3 -> 2) was undone: its quality of 61.1 % may be as low as" in page
 
 
