@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 from math import ceil, floor, isfinite, log10
 
 from budwood.records import Score
-from budwood.shrink.lines import interval, percent
+from budwood.shrink.lines import interval, percent, unshrunk
 from budwood.shrink.stage import Stage
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 50
 """Room around the plot."""
 BELOW = 1.0
-"""How far an undone stage may stretch the plot, as a share of the others' height; beyond, it is at the edge."""
+"""How far an undone stage may stretch the plot, as a share of the others' height; beyond, it stands at the edge."""
 RADIUS = 5
 LETTER, LINE = 8, 13
 """Room that a letter of a label takes."""
+_CORNERS = ((-1, -1), (1, 1), (1, -1), (-1, 1))
+"""Where labels go: a curve that rises to the right leaves the first two free."""
+_WHOLE = Score(name="quality", value=1.0, low=1.0, high=1.0, n=0, unit="by definition")
 
 
 @dataclass(frozen=True)
@@ -105,22 +108,21 @@ def curve(
     least: float | None = None,
 ) -> Chart | None:
     """Quality against `x`, which `say` puts into words; None where no stage has a quality."""
-    shown = [(stage, x(stage), stage.quality) for stage in stages if stage.quality is not None]
+    whole = unshrunk(stages)
+    shown = [(stage, x(stage), stage.quality or _WHOLE) for stage in stages if stage.quality or stage is whole]
     usable = [(stage, at, quality) for stage, at, quality in shown if _is_drawable(at, quality)]
-    if not usable:
+    if not any(stage.quality for stage, _, _ in usable):
         return None
     across = _padded([at for _, at, _ in usable], WIDTH - RIGHT, start=LEFT)
     up = _heights([(stage.accepted, quality) for stage, _, quality in usable], least)
-    points: list[Point] = []
-    for stage, at, quality in usable:
-        points.append(_point(stage, quality, across(at), up, f"{say(at)} {x_label}"))
+    points = [_point(stage, quality, across(at), up, f"{say(at)} {x_label}") for stage, at, quality in usable]
     return Chart(
         name=name,
         title=title,
         x_label=x_label,
         points=tuple(_labelled(points)),
         line=" ".join(f"{point.x},{point.y}" for point in points if point.accepted),
-        across=across.ticks(5, say),
+        across=across.ticks(7, say),
         up=up.ticks(6, lambda value: percent(value).replace(".0 %", " %")),
         floor=None if least is None else Tick(up(least), f"least: {percent(least).replace('.0 %', ' %')}"),
     )
@@ -177,7 +179,7 @@ def _labelled(points: Sequence[Point]) -> list[Point]:
     placed = []
     for point in points:
         half, gap = LETTER * len(str(point.number)) / 2, RADIUS + 3
-        sides = [(right * (gap + half), down * (gap + 2)) for down in (-1, 1) for right in (1, -1)]
+        sides = [(right * (gap + half), down * (gap + 2)) for right, down in _CORNERS]
         spots = [(point.x + dx, point.y + dy) for dx, dy in (*sides, (gap + half, 0), (-gap - half, 0))]
         boxes = [(x - half, y - LINE / 2, x + half, y + LINE / 2) for x, y in spots]
         free = next((place for place, box in enumerate(boxes) if _is_free(box, taken)), None)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from budwood.records import Manifest, Score
 from budwood.records.amounts import amount, duration
+from budwood.records.manifest import is_mine
+from budwood.shrink.stage import BEGINNINGS, Stage
 
 if TYPE_CHECKING:
-    from budwood.records import Manifest, Score
     from budwood.shrink.config import Shrinking
-    from budwood.shrink.stage import Stage
 
 UNKNOWN = "unknown"
 NONE = "-"
@@ -34,6 +35,11 @@ def result(stages: Sequence[Stage]) -> Stage:
     return next((stage for stage in reversed(stages) if stage.accepted), stages[0])
 
 
+def unshrunk(stages: Sequence[Stage]) -> Stage:
+    """The stage that qualities are shares of: the last before anything but tokens was cut."""
+    return next((stage for stage in reversed(stages) if stage.kind in BEGINNINGS), stages[0])
+
+
 def table(stages: Sequence[Stage], *, brief: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(headings, rows) of all stages; those of a number are set to the right, by a heading that starts with >."""
     columns = [column for column in _columns(stages) if column.in_brief or not brief]
@@ -41,12 +47,17 @@ def table(stages: Sequence[Stage], *, brief: bool = False) -> tuple[tuple[str, .
 
 
 def _columns(stages: Sequence[Stage]) -> list[Column]:
-    last, read = result(stages), stages[0].timing.prompt_tokens
+    last, whole, read = result(stages), unshrunk(stages), stages[0].timing.prompt_tokens
     metric = stages[0].scores[0].name if stages[0].scores else "score"
     writes = any(stage.timing.per_token_s is not None for stage in stages)
 
     def outcome(stage: Stage) -> str:
         return "undone" if not stage.accepted else "the result" if stage is last and len(stages) > 1 else "kept"
+
+    def quality(stage: Stage) -> str:
+        if stage.quality is None:
+            return "100.0 % (the measure)" if stage is whole and len(stages) > 1 else NONE
+        return interval(stage.quality, share=True)
 
     return [
         Column(">stage", lambda stage: str(stage.number)),
@@ -54,7 +65,7 @@ def _columns(stages: Sequence[Stage]) -> list[Column]:
         Column("sizes", sizes, in_brief=False),
         Column(">parameters", lambda stage: f"{amount(stage.parameters)} ({percent(stage.share)})"),
         Column(f">{metric} [95 %]", lambda stage: interval(stage.scores[0]) if stage.scores else UNKNOWN),
-        Column(">quality [95 %]", lambda stage: interval(stage.quality, share=True) if stage.quality else NONE),
+        Column(">quality [95 %]", quality),
         Column(f">read {read} tokens", lambda stage: milliseconds(stage.timing.prefill_s), in_brief=False),
         *(
             [Column(">write a token", lambda stage: milliseconds(stage.timing.per_token_s), in_brief=False)]
@@ -73,21 +84,30 @@ def opening(model: str, stages: Sequence[Stage]) -> str:
     first, last = stages[0], result(stages)
     if last.parameters >= first.parameters:
         return f"{model} was not made smaller: it has {amount(last.parameters)} parameters, as before."
-    size = f"{model} now has {amount(last.parameters)} of its {amount(first.parameters)} parameters"
-    return f"{size} ({percent(last.share)}). {_quality(last)} and {_speed(last)}."
+    begun = f"{model} now has {amount(last.parameters)} of its {amount(first.parameters)} parameters"
+    kept = "Only tokens that the data never uses were cut, and it"
+    if last is not unshrunk(stages):
+        kept = f"It keeps {_share(last)} of the unshrunk model's quality ({_range(last)}) and"
+    return f"{begun} ({percent(last.share)}). {kept} {_speed(last)}."
 
 
 def facts(stages: Sequence[Stage]) -> list[tuple[str, str, str]]:
     """(what, how much, beside what) of the result: size, quality, speed, time."""
     first, last = stages[0], result(stages)
-    kept = "not compared" if last.quality is None else percent(last.quality.value)
-    beside = "" if last.quality is None else f"of the unshrunk model's, {_range(last.quality)}"
+    quality = _share(last), f"of the unshrunk model's; {_range(last)}"
+    if last is unshrunk(stages):
+        untouched = last.parameters >= first.parameters
+        quality = percent(1), "nothing was cut" if untouched else "nothing but unused tokens was cut"
     trained, cutting = sum(stage.recover_s for stage in stages), sum(stage.cut_s for stage in stages)
     return [
         ("parameters", percent(last.share), f"{amount(last.parameters)} of {amount(first.parameters)}"),
-        ("quality", kept, beside),
+        ("quality", *quality),
         ("speed", f"{times(last.speedup)} times", "as fast as the original"),
-        ("time it took", duration(trained + cutting), f"{spent(trained)} of training, {spent(cutting)} of cutting"),
+        (
+            "time it took",
+            duration(trained + cutting),
+            f"{duration(trained)} of training, {duration(cutting)} of cutting",
+        ),
     ]
 
 
@@ -104,8 +124,8 @@ def why(stages: Sequence[Stage], settings: Shrinking, manifest: Manifest) -> str
         return (
             f"It stopped where it was to: an answer takes at most {percent(settings.latency)} of the original's time."
         )
-    if manifest.status == "running":
-        return "When this was written, no stage had failed and no target was met: it may go on."
+    if manifest.status == "running" and not is_mine(manifest.process):
+        return "When this was written, no stage had been undone and no target was met: it may go on."
     ended = f"the time for new stages ({settings.budget}) was over, or " if settings.budget else ""
     return f"It stopped because {ended}nothing more could be cut of {', '.join(settings.cut)}."
 
@@ -156,15 +176,15 @@ def spent(seconds: float) -> str:
     return duration(seconds) if seconds > 0 else NONE
 
 
-def _quality(stage: Stage) -> str:
+def _share(stage: Stage) -> str:
+    return UNKNOWN if stage.quality is None else percent(stage.quality.value)
+
+
+def _range(stage: Stage) -> str:
     if stage.quality is None:
-        return "Its quality was not compared with the unshrunk model's"
-    return f"It keeps {percent(stage.quality.value)} of the unshrunk model's quality ({_range(stage.quality)})"
-
-
-def _range(score: Score) -> str:
-    low, high = percent(score.low).removesuffix(" %"), percent(score.high)
-    return f"95 % interval {low} to {high}, {score.n:,} held-out rows"
+        return "not measured"
+    low, high = percent(stage.quality.low).removesuffix(" %"), percent(stage.quality.high)
+    return f"95 % interval {low} to {high}, {stage.quality.n:,} held-out rows"
 
 
 def _speed(stage: Stage) -> str:
@@ -180,6 +200,6 @@ def _undone(stage: Stage, settings: Shrinking) -> str:
     if stage.quality is None or settings.min_quality is None:
         return f"{begun}."
     return (
-        f"{begun}: its quality of {percent(stage.quality.value)} may be as low as {percent(stage.quality.low)}, and "
-        f"{percent(settings.min_quality)} were to be kept."
+        f"{begun}: its quality of {percent(stage.quality.value)} may be as low as {percent(stage.quality.low)}, and at "
+        f"least {percent(settings.min_quality)} is to be kept."
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from budwood.errors import WrongOrder
+from budwood.errors import BadCheckpoint, WrongOrder
 from budwood.evaluate.intervals import RESAMPLES
 from budwood.records import Manifest, RunFolder
 from budwood.records.amounts import amount
@@ -19,14 +20,15 @@ from budwood.records.amounts import size as size_words
 from budwood.records.files import Json, read_json, write_text
 from budwood.shrink.chart import Chart, curve
 from budwood.shrink.config import Shrinking
-from budwood.shrink.lines import facts, opening, percent, plain_number, result, table, why
+from budwood.shrink.lines import facts, opening, percent, plain_number, result, sizes, table, unshrunk, why
 from budwood.shrink.measure import WRITTEN, answer_s
-from budwood.shrink.stage import BEGINNINGS, Stage
+from budwood.shrink.stage import Stage
 
 SAMPLES, LETTERS = 8, 1000
 """Samples that are shown, and letters of each of their texts."""
 SETTINGS = 20_000
 """Letters of config.yaml that are shown."""
+HARD = "\N{NO-BREAK SPACE}"
 CLASSES: Mapping[str, str] = {
     "causal-lm": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -56,7 +58,7 @@ def write_report(folder: RunFolder, stages: Sequence[Stage]) -> Path:
     if not stages:
         raise WrongOrder(f"{folder.path} has no stage yet, so there is nothing to report; wait for the first one")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(plain_number=plain_number, quoted=repr)
+    environment.filters.update(plain_number=plain_number, quoted=repr, neat=_neat, tight=_tight, sizes=sizes)
     page = environment.from_string(files("budwood.shrink").joinpath("report.html").read_text(encoding="utf-8"))
     write_text(folder.report, _writable(page.render(_content(folder, stages))))
     return folder.report
@@ -64,20 +66,22 @@ def write_report(folder: RunFolder, stages: Sequence[Stage]) -> Path:
 
 def _content(folder: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
     manifest, config, last = folder.manifest(), folder.config(), result(stages)
-    settings = _settings(config)
+    settings, name = _settings(config), _name(manifest.model)
     headings, rows = table(stages)
     return {
         "manifest": manifest,
         "last": last,
-        "title": f"{manifest.model}, shrunk to {percent(last.share)}" if last.share < 1 else manifest.model,
-        "opening": opening(manifest.model, stages),
+        "title": f"{name}, shrunk to {percent(last.share)}" if last.share < 1 else name,
+        "opening": opening(name, stages),
         "why": why(stages, settings, manifest),
         "facts": facts(stages),
         "place": _place(folder, last),
         "model_class": _model_class(folder, manifest, last),
         "charts": _charts(stages, settings),
         "headings": [(heading.lstrip(">"), heading.startswith(">")) for heading in headings],
+        "stages_at": (folder.path / "stages").resolve(),
         "rows": list(zip(stages, rows, strict=True)),
+        "folders": sum(stage.folder is not None for stage in stages),
         "candidates": [_candidates(stage) for stage in stages if stage.candidates],
         "samples": _samples(folder, last),
         "unsampled": max(0, len(_samples_of(folder, last)) - SAMPLES),
@@ -89,7 +93,14 @@ def _content(folder: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
 
 def _settings(config: Mapping[str, Json]) -> Shrinking:
     """What config.yaml says of the shrinking."""
+    if not isinstance(config.get("shrink"), Mapping):
+        raise BadCheckpoint("config.yaml says nothing of a shrinking (shrink); restore it, or run again")
     return Shrinking.from_dict(config["shrink"])
+
+
+def _name(model: str) -> str:
+    """A model folder by its own name, any other as it was named."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _place(folder: RunFolder, last: Stage) -> Path | None:
@@ -126,7 +137,7 @@ def _charts(stages: Sequence[Stage], settings: Shrinking) -> list[Chart]:
             title.format("the time of an answer"),
             answer,
             stages,
-            x=lambda stage: 1e3 * answer_s(stage.timing),
+            x=lambda stage: 1e3 * answer_s(stages[0].timing) / stage.speedup if stage.speedup else inf,
             say=lambda value: f"{value:,.4g}",
             least=settings.min_quality,
         ),
@@ -141,7 +152,7 @@ def _candidates(stage: Stage) -> Candidates:
 
 def _samples_of(folder: RunFolder, last: Stage) -> list[dict[str, Json]]:
     """The samples of the result, or of the newest stage before it that has some."""
-    lines = [line for line in folder.samples() if line.get("step", 0) <= last.number]
+    lines = [line for line in folder.samples() if 0 < line.get("step", 0) <= last.number]
     newest = max((line.get("step", 0) for line in lines), default=0)
     return [line for line in lines if line.get("step", 0) == newest]
 
@@ -160,17 +171,25 @@ def _notes(stages: Sequence[Stage], settings: Shrinking) -> list[tuple[str, str]
         notes.append(("Vocabulary", _of_vocabulary(stages, trimmed)))
     if last.quality is not None:
         notes.append(("Quality", _of_quality(stages, last)))
+    paired = " Those of the quality are paired: both models are scored on the same rows in each draw."
+    paired = paired if last.quality is not None else ""
     rows = f" on {last.quality.n:,} held-out rows" if last.quality is not None else ""
     notes.append(
         (
             "Intervals",
-            f"Numbers in brackets are 95 % intervals{rows}, from {RESAMPLES:,} bootstrap draws of the rows. Those of "
-            "the quality are paired: both models are scored on the same rows in each draw.",
+            f"Numbers in brackets are 95 % intervals{rows}, from {RESAMPLES:,} bootstrap draws of the rows.{paired}",
         )
     )
     writes = last.timing.per_token_s is not None
     answer = f"reading {read} tokens" + (f" and writing {WRITTEN}" if writes else "; this model writes none")
-    notes.append(("Speed", f"An answer is {answer}, {last.timing.batch} at a time. Times are the {last.timing.how}."))
+    notes.append(
+        (
+            "Speed",
+            f"An answer is {answer}, {last.timing.batch} at a time. Times are the {last.timing.how}. How many times as "
+            "fast a stage is was measured by turns with an earlier one, so that a busy minute slows both; the curve "
+            "follows that, which is why it may differ a little from the times in the table.",
+        )
+    )
     if any(stage.candidates for stage in stages):
         notes.append(
             (
@@ -186,32 +205,24 @@ def _notes(stages: Sequence[Stage], settings: Shrinking) -> list[tuple[str, str]
 
 
 def _of_vocabulary(stages: Sequence[Stage], trimmed: Stage) -> str:
-    words = (
+    return (
         f"Stage {trimmed.number} took tokens out of the vocabulary. Perplexities and losses before and after that do "
-        "not compare: with fewer tokens to choose from, each right one is likelier. Compare the samples"
+        "not compare: with fewer tokens to choose from, each right one is likelier. Quality is not touched by this, as "
+        f"it is a share of what stage {unshrunk(stages).number} reaches; for the stages before it, compare the samples."
     )
-    whole = _unshrunk(stages)
-    if whole is not None and whole.number >= trimmed.number:
-        return f"{words}. Quality is not touched by this: it is a share of what stage {whole.number} reaches."
-    return f"{words}, and take the quality of later stages with the same care."
 
 
 def _of_quality(stages: Sequence[Stage], last: Stage) -> str:
     assert last.quality is not None
-    whole = _unshrunk(stages)
-    who = "the unshrunk model" if whole is None else f"the unshrunk model, which is stage {whole.number} ({whole.what})"
+    whole = unshrunk(stages)
     if last.quality.unit.startswith("likelihood"):
         how = "the likelihood that a model gives each token of the held-out answers (one over its perplexity)"
     else:
         how = "the share of right answers on the held-out rows"
-    return f"Quality is {how}, as a share of that of {who}. It can be more than 100 %."
-
-
-def _unshrunk(stages: Sequence[Stage]) -> Stage | None:
-    """The stage that qualities are shares of: the last before the cuts that is all of itself."""
-    whole = [stage for stage in stages if stage.kind in BEGINNINGS and stage.quality is not None]
-    exact = [stage for stage in whole if stage.quality and stage.quality.low == stage.quality.high == 1]
-    return exact[-1] if exact else None
+    return (
+        f"Quality is {how}, as a share of that of the unshrunk model, which is stage "
+        f"{whole.number}, as it teaches the others. It can be more than 100 %."
+    )
 
 
 def _circumstances(folder: RunFolder, manifest: Manifest) -> list[tuple[str, str]]:
@@ -231,9 +242,19 @@ def _circumstances(folder: RunFolder, manifest: Manifest) -> list[tuple[str, str
     versions = {"budwood": manifest.budwood, **(here.get("versions") or {})}
     shown = [f"{name} {versions[name]}" for name in ("budwood", "torch", "transformers") if versions.get(name)]
     return [
-        ("Data", f"{manifest.data}{rows}{mark}. Seed {manifest.seed}."),
+        ("Data", f"{manifest.data}, for {manifest.model}{rows}{mark}. Seed {manifest.seed}."),
         ("Machine", f"{', '.join(str(part) for part in parts if part)}; {', '.join(shown)}."),
     ]
+
+
+def _neat(text: str) -> str:
+    """With arrows and percentages that no line breaks."""
+    return text.replace(" -> ", f"{HARD}\N{RIGHTWARDS ARROW} ").replace(" %", f"{HARD}%")
+
+
+def _tight(cell: str) -> str:
+    """Numbers that break in no other place than before a bracket."""
+    return cell.replace(" ", HARD).replace(f"{HARD}[", " [").replace(f"{HARD}(", " (")
 
 
 def _shortened(text: str, most: int) -> str:
