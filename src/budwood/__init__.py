@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from budwood.core import parameters as parameters
     from budwood.core import unfired as unfired
     from budwood.core import using as using
+    from budwood.distill.run import distill as distill
     from budwood.errors import BadCheckpoint as BadCheckpoint
     from budwood.errors import BadConfig as BadConfig
     from budwood.errors import BadData as BadData
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from budwood.methods import Selective as Selective
     from budwood.methods import UniPELT as UniPELT
     from budwood.methods import parse_method as parse_method
+    from budwood.shrink.run import shrink as shrink
     from budwood.train.run import train as train
 
     __version__: str
@@ -81,7 +83,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning"), "methods"),
 }
 """Public name to the part of Budwood that has it."""
-_CALLED = ("combine", "train")
+_CALLED = ("combine", "distill", "shrink", "train")
 """Parts of Budwood that are called by their own name, too."""
 
 __all__ = sorted([*_PLACES, *_CALLED, "__version__"])  # noqa: PLE0605
