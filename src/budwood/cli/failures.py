@@ -21,7 +21,9 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: unwind as Ctrl-C does, exit as the system expects."""
 
-    exit_code = TERMINATED
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = TERMINATED
 
 
 def report(error: BaseException, sink: Sink, *, verb: str = "") -> int:

@@ -65,6 +65,8 @@ class Progress:
 
     def step(self, point: StepPoint) -> None:
         """Redraw the line, or say one when it is time."""
+        if self._last is not None and point.step <= self._last.step:  # another training has begun
+            self._loss = self._speed = None
         self._loss = _smoothed(self._loss, point.loss)
         self._speed = _smoothed(self._speed, point.tokens_per_s)
         self._last = point

@@ -201,6 +201,7 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
     """
     from budwood.interop import describe, holds_adapter
     from budwood.records import RunFolder
+    from budwood.train.stacking import without_adapter
 
     path = Path(where).expanduser()
     if holds_adapter(path) and not (path / "run.json").is_file():
@@ -211,9 +212,7 @@ def open_subject(where: str, settings: Mapping[str, object], sink: Sink, *, mode
     run = RunFolder.open(path if path.is_dir() else where)
     manifest = run.manifest()
     if not (run.adapter / "adapter_config.json").is_file():
-        raise NotAvailable(
-            f"{run.path} has no adapter yet (it is {manifest.status}); go on with: budwood train --resume {run.path}"
-        )
+        raise without_adapter(run)
     found = describe(run.adapter)
     task = _task(manifest.task, run.path)
     return Subject(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from budwood.anatomy import discover
 from budwood.data import Batch, Example, collate
-from budwood.errors import BadData
+from budwood.errors import BadConfig, BadData
 from budwood.evaluate import evaluate_loss
 from budwood.prune.cut import cut
 from budwood.prune.importance import Scores, importance, keep
@@ -17,11 +17,9 @@ from budwood.prune.kept import Kept, Structure
 from budwood.prune.refit import refit
 from budwood.prune.search import search_layers
 from budwood.prune.structure import structure_of
-from budwood.shrink.config import Shrinking
+from budwood.shrink.config import FEWEST, Shrinking
 from budwood.shrink.sizes import Shape, Sizing
 
-FEWEST = 8
-"""Calibration rows below which scores say too little to cut by."""
 TRIED = 64
 """Calibration rows that candidates are compared after; the one that is taken is refitted on all."""
 
@@ -36,12 +34,17 @@ class Calibration:
     @classmethod
     def of(cls, train: Sequence[Example], held: Sequence[Example], pad_id: int, *, batch: int) -> Calibration:
         """Batches of rows of like length. Raises BadData for too few rows to tell anything."""
-        if len(train) < FEWEST:
-            raise BadData(
-                f"{len(train)} training rows are too few to find out what the model needs for them; give at least "
-                f"{FEWEST}, better some hundred"
-            )
+        check_rows(train)
         return cls(_batches(train, pad_id, batch), _batches(held or train, pad_id, batch))
+
+
+def check_rows(train: Sequence[Example]) -> None:
+    """Raise BadData for too few training rows to tell anything."""
+    if len(train) < FEWEST:
+        raise BadData(
+            f"{len(train)} training rows are too few to find out what the model needs for them; give at least "
+            f"{FEWEST}, better some hundred"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +76,12 @@ def choose(
     maker = _Maker(model, structure, sizing, calibration, settings, seed)
     losses: dict[Shape, tuple[float, Kept]] = {}
     for shape in sizing.candidates(target, settings.cut):
-        kept = maker.kept(shape)
-        losses[shape] = (maker.loss(maker.made(kept, few=True)), kept)
+        try:
+            kept = maker.kept(shape)
+            losses[shape] = (maker.loss(maker.made(kept, few=True)), kept)
+        except BadConfig as why:  # such blocks as the search would keep do not make a model of this class
+            say(f"{sizing.now.change(shape)}: cannot be had: {why}")
+            continue
         say(f"{sizing.now.change(shape)}: loss {losses[shape][0]:.4f}")
     if not losses:
         return None
@@ -116,7 +123,7 @@ class _Maker:
     def kept(self, shape: Shape) -> Kept:
         """What stays: by scores, and for blocks by a greedy search; where scores are random, by these alone."""
         sizes = self.sizing.sizes(shape)
-        kept = keep(self.structure, self.scores, sizes)
+        kept = keep(self.sizing.outline, self.scores, sizes)
         if not sizes.layers or self.settings.score == "random":
             return kept
         layers = {stack: self._blocks(stack, count) for stack, count in sizes.layers.items()}

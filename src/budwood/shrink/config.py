@@ -15,6 +15,8 @@ from budwood.records import Json
 from budwood.train.config import Budget
 
 SCORES = ("activation", "taylor", "random")
+FEWEST = 8
+"""Calibration rows below which scores say too little to cut by."""
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
 _SIZES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 
@@ -61,8 +63,8 @@ class Shrinking:
         if self.score not in SCORES:
             raise BadConfig(f"score is {self.score!r}; {did_you_mean(self.score, SCORES)}")
         self._check_target()
-        if self.rows < 1:
-            raise BadConfig(f"rows is {self.rows}; calibrate on at least 1 row, better on some hundred")
+        if self.rows < FEWEST:
+            raise BadConfig(f"rows is {self.rows}; calibrate on at least {FEWEST} rows, better on some hundred")
         for name in ("tune", "recover"):
             _steps(name, getattr(self, name))
         if self.budget is not None and Budget.parse(self.budget).unit != "s":

@@ -1,9 +1,9 @@
 """What a shrinking keeps on disk: every accepted stage as a model folder, and the stage that is being made.
 
-RUN/stages.jsonl              one line a stage, those that were undone among them
-RUN/stages/02-cut/            model folders, as any tool reads them
-RUN/work/cut/ cut.json state/ the stage that is being recovered, to go on with after a stop
-RUN/model/                    the last stage that was accepted
+RUN/stages.jsonl                   one line a stage, those that were undone among them
+RUN/stages/02-cut/                 model folders, as any tool reads them
+RUN/work/02/cut/ cut.json state/   the stage that is being recovered, to go on with after a stop
+RUN/model/                         the last stage that was accepted
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -45,22 +46,19 @@ class Shelf:
         return self.run.path.absolute()
 
     @property
-    def work(self) -> Path:
-        """Where the stage that is being made stands."""
-        return self.root / "work"
+    def work(self) -> str:
+        """Where the stage that is being made stands, in the run folder."""
+        return f"work/{len(self.stages):02d}"
 
     @property
     def stages(self) -> list[Stage]:
         """Every stage so far, the last one last."""
-        path = self.root / "stages.jsonl"
-        if not path.is_file():
-            return []
-        return [Stage.from_dict(line, where=str(path)) for line in read_lines(path)]
+        return stages_of(self.run)
 
     def add(self, stage: Stage) -> None:
         """Write a stage down, and clear the place where it was made."""
         append_line(self.root / "stages.jsonl", stage.to_dict())
-        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self.root / "work", ignore_errors=True)
 
     def save(self, model: PreTrainedModel, tokenizer: Any, name: str, batches: list[Batch]) -> str:
         """A model folder in the run, whole or not there, read again and compared; its place in the run folder.
@@ -79,8 +77,8 @@ class Shelf:
             _check_same(found, expected, place)
             shutil.rmtree(place, ignore_errors=True)
             draft.replace(place)
-        except OSError as error:
-            raise not_writable(place, error) from error
+        except (OSError, SafetensorError) as error:
+            raise not_writable(place, error if isinstance(error, OSError) else OSError(str(error))) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return name
@@ -102,6 +100,12 @@ class Shelf:
         except (OSError, shutil.Error) as error:
             raise not_writable(target, error if isinstance(error, OSError) else OSError(str(error))) from error
         return target
+
+
+def stages_of(run: RunFolder) -> list[Stage]:
+    """Every stage of a run so far. Raises BadCheckpoint for lines that cannot be read."""
+    path = run.path / "stages.jsonl"
+    return [Stage.from_dict(line, where=str(path)) for line in read_lines(path)]
 
 
 def size_of(folder: Path) -> int:

@@ -31,17 +31,20 @@ def looked_at(
     *,
     original: Stage | None,
     whole: LossReport | None,
+    is_whole: bool,
     beside: tuple[Any, float] | None,
 ) -> Stage:
     """The stage, with its size, quality and speed.
 
     original: the first stage, None for itself
     whole:    what the unshrunk model makes of the same rows, once there is one
+    is_whole: whether this is the unshrunk model itself
     beside:   a model to compare its speed with, and how many times faster than the original that one is; None for a
               model of the original's shape
     """
     own, parameters = held.ask(model), count(model.parameters())[0]
     timing, times = (timed(model), 1.0) if beside is None else timed_beside(model, beside[0])
+    whole = own if is_whole else whole
     vocabulary = model.get_input_embeddings().weight.shape[0]
     return Stage(
         number=found.number,

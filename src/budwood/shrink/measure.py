@@ -29,10 +29,6 @@ class Held:
     pad_id: int
     batch: int
 
-    def __post_init__(self) -> None:
-        if self.task not in (*BY_LIKELIHOOD, *BY_ACCURACY):
-            raise BadConfig(f"shrinking does not know what quality is for {self.task}; it does for {_known()}")
-
     def ask(self, model: Any) -> LossReport:
         """Losses and right answers of each row, in an order that does not depend on the model."""
         ordered = sorted(self.examples, key=lambda example: -example.size)
@@ -95,5 +91,8 @@ def answer_s(timing: Timing) -> float:
     return timing.prefill_s + WRITTEN * (timing.per_token_s or 0.0)
 
 
-def _known() -> str:
-    return ", ".join((*BY_LIKELIHOOD, *BY_ACCURACY))
+def check_task(task: Task) -> None:
+    """Raise BadConfig for a task that has no measure of quality."""
+    known = (*BY_LIKELIHOOD, *BY_ACCURACY)
+    if task not in known:
+        raise BadConfig(f"shrinking does not know what quality is for {task}; it does for {', '.join(known)}")

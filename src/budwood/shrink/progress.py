@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from budwood.anatomy import discover
 from budwood.data import Batch, collate, encode
-from budwood.errors import BadConfig, BadData, VerificationFailed
 from budwood.evaluate import LossReport
-from budwood.prune.kept import Structure
-from budwood.prune.structure import structure_of
 from budwood.prune.vocabulary import trim
 from budwood.records import Inference, MemoryMeter, Parameters, Quality, Result, RunFolder
-from budwood.records.files import write_json
+from budwood.records.files import read_json, write_json
 from budwood.shrink import samples
 from budwood.shrink.choose import Calibration, Choice, choose
 from budwood.shrink.config import Shrinking, is_nothing
+from budwood.shrink.fewer import check_same_tokens, examples_of, texts_of
 from budwood.shrink.folder import Shelf, size_of
 from budwood.shrink.look import Found, looked_at
 from budwood.shrink.measure import Held
 from budwood.shrink.recover import trained
 from budwood.shrink.report import write_report
-from budwood.shrink.sizes import Shape, Sizing, least
+from budwood.shrink.sizes import Shape
 from budwood.shrink.stage import BEGINNINGS, Stage
 from budwood.train.config import Budget
 from budwood.train.job import Job
@@ -35,6 +33,7 @@ from budwood.train.loop import Fitted, Saving
 from budwood.train.material import Material, gather, spread
 from budwood.train.observer import Observer
 from budwood.train.precision import resolve_device
+from budwood.train.start import with_new_modules
 from budwood.train.status import resume_command
 
 CHECKED = 8
@@ -67,19 +66,20 @@ class Shrinker:
         """From what there is on disk: the model as given, or the last stage."""
         material = gather(job)
         shelf = Shelf(folder, material.corpus.task, material.corpus.labels)
-        model = material.source.fresh(None, seed=job.config.seed).float().to(resolve_device(job.config.device))
-        return cls(job, settings, folder, observer, shelf, material, model)
+        model = material.source.fresh(torch.float32, seed=job.config.seed)
+        job = with_new_modules(job, material, model, discover(model))
+        return cls(job, settings, folder, observer, shelf, material, model.to(resolve_device(job.config.device)))
 
-    def run(self, began: float) -> None:
+    def run(self) -> None:
         """All stages that are still to be made, and what is left of them at the end."""
+        began = time.monotonic() - sum(stage.cut_s + stage.recover_s for stage in self.shelf.stages)
         self._original()
         self._tuned()
         self._vocabulary()
         self.whole, self.report = self.model, self._held().ask(self.model)
         last = [stage for stage in self.shelf.stages if stage.kind == "cut" and stage.accepted]
         if last:
-            self.model = self._load(last[-1])
-        self._check_target()
+            self.model = self._load(last[-1].folder)
         why = None
         while why is None:
             why = self._why_stop(time.monotonic() - began) or self._cut()
@@ -110,7 +110,7 @@ class Shrinker:
             self.model = model
             self._add("tuned", f"fine-tuned for {fitted.standing.step} steps", fitted)
         else:
-            self.model = self._load(done)
+            self.model = self._load(done.folder)
 
     def _vocabulary(self) -> None:
         """Tokens that the data never uses."""
@@ -119,26 +119,24 @@ class Shrinker:
         done = self._done("vocabulary")
         if done is None:
             began = time.perf_counter()
-            before, whole = self.material, self.model
-            trimmed = trim(whole, before.tokenizer, texts_of(before))
+            before, whole, template = self.material, self.model, self.job.template
+            trimmed = trim(whole, before.tokenizer, texts_of(before, template))
             self.model = trimmed.model
             place = self.shelf.save(trimmed.model, trimmed.tokenizer, self._place("vocabulary"), [])
             self.material = gather(replace(self.job, model=str(self.shelf.root / place)))
-            _check_same_tokens(before, self.material, trimmed.kept)
+            check_same_tokens(examples_of(before, template), examples_of(self.material, template), trimmed.kept)
             self.observer.note(str(trimmed))
             what = f"vocabulary {trimmed.rows[0]:,} -> {trimmed.rows[1]:,}"
             self._add("vocabulary", what, None, began=began, place=place, beside=whole)
         else:
-            self.model = self._load(done)
+            self.model = self._load(done.folder)
             self.material = gather(replace(self.job, model=str(self.shelf.root / (done.folder or ""))))
 
     def _cut(self) -> str | None:
         """One stage; why it is the last, if it is."""
-        began = time.perf_counter()
-        choice = self._choice()
+        choice, cut_s = self._choice()
         if choice is None:
             return f"nothing of {', '.join(self.settings.cut)} is left to cut"
-        cut_s = time.perf_counter() - began
         model, fitted = choice.model, None
         if not is_nothing(self.settings.recover):
             model, fitted = self._train(model, self.settings.recover, teacher=self.whole)
@@ -152,13 +150,14 @@ class Shrinker:
         self._keep(stage)
         return None
 
-    def _choice(self) -> Choice | None:
-        """What is cut next; what was chosen before a stop is not chosen again."""
-        file = self.shelf.work / "cut.json"
+    def _choice(self) -> tuple[Choice | None, float]:
+        """(what is cut next, the seconds that it took to find); what was chosen before a stop is not chosen again."""
+        began, place = time.perf_counter(), self.shelf.work
+        file = self.shelf.root / place / "cut.json"
         if file.is_file():
-            said = json.loads(file.read_text(encoding="utf-8"))
-            model = self.shelf.load("work/cut").to(self.model.device)
-            return Choice(**{**said, "shape": Shape(**said["shape"]), "model": model})
+            said = read_json(file)
+            seconds, shape = said.pop("seconds"), Shape(**said.pop("shape"))
+            return Choice(**said, shape=shape, model=self._load(f"{place}/cut")), seconds
         valid = self.material.valid
         calibration = Calibration.of(
             spread(self.material.train.examples, self.settings.rows), valid, self.material.pad_id, batch=EVALUATED
@@ -169,10 +168,10 @@ class Shrinker:
             self.model, target, calibration, self.settings, seed=self.job.config.seed, say=self.observer.note
         )
         if found is not None and not is_nothing(self.settings.recover):
-            self.shelf.save(found.model, self.material.tokenizer, "work/cut", self._checked())
+            self.shelf.save(found.model, self.material.tokenizer, f"{place}/cut", self._checked())
             plain = {"what": found.what, "loss": found.loss, "candidates": found.candidates, "shape": vars(found.shape)}
-            write_json(file, plain)
-        return found
+            write_json(file, {**plain, "seconds": time.perf_counter() - began})
+        return found, time.perf_counter() - began
 
     def _next_target(self) -> int:
         step = int(self.settings.step * self.original.parameters)
@@ -192,39 +191,33 @@ class Shrinker:
             return "the last stage did not hold"
         return None
 
-    def _check_target(self) -> None:
-        """Raise BadConfig for a target that no cut of these dimensions comes to."""
-        target = self.settings.target(self.original.parameters)
-        anatomy = discover(self.model)
-        structure = structure_of(self.model, anatomy)
-        fewest, sizes = least(Sizing(self.model, structure, anatomy), self.settings.cut)
-        if target < fewest:
-            shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise BadConfig(
-                f"{target:,} parameters are to stay, and cutting {', '.join(self.settings.cut)} comes to no fewer "
-                f"than {fewest:,} ({shown}){_refused(structure)}; ask for more, or allow more to be cut (cut)"
-            )
-
     def _train(self, model: PreTrainedModel, budget: str, teacher: Any = None) -> tuple[PreTrainedModel, Fitted]:
+        number = len(self.shelf.stages)
         saving = Saving(
-            folder=self.shelf.work / "state",
-            identity={**self.material.identity, "stage": str(len(self.shelf.stages))},
+            folder=self.shelf.root / self.shelf.work / "state",
+            identity={**self.material.identity, "stage": str(number)},
             resume_command=resume_command(self.folder),
         )
-        return trained(
-            model, self.job, self.material, budget=budget, saving=saving, teacher=teacher, observer=self.observer
-        )
+        config = replace(self.job.config, seed=self.job.config.seed + number)  # each stage sees other rows
+        job = replace(self.job, config=config)
+        return trained(model, job, self.material, budget=budget, saving=saving, teacher=teacher, observer=self.observer)
 
     def _held(self) -> Held:
-        """The rows of the final scores, in the vocabulary of now. Raises BadData where none are held out."""
+        """The rows of the final scores, in the vocabulary of now."""
         material = self.material
-        if material.held_split is None:
-            raise BadData("no row is held out, so quality cannot be measured; give a test split")
+        assert material.held_split is not None  # `check` has looked
         held = material.held(self.job.config.test_rows)
         examples = encode(
             held, material.held_split, material.tokenizer, template=self.job.template, max_length=material.max_length
         ).examples
         return Held(material.corpus.task, tuple(examples), material.pad_id, EVALUATED)
+
+    @property
+    def _last_beginning(self) -> str:
+        """The kind of the stage that is the unshrunk model."""
+        if "vocabulary" in self.settings.cut:
+            return "vocabulary"
+        return "original" if is_nothing(self.settings.tune) else "tuned"
 
     @staticmethod
     def _beginning(stages: Sequence[Stage]) -> Stage:
@@ -234,9 +227,9 @@ class Shrinker:
     def _done(self, kind: str) -> Stage | None:
         return next((stage for stage in self.shelf.stages if stage.kind == kind), None)
 
-    def _load(self, stage: Stage) -> PreTrainedModel:
-        assert stage.folder is not None
-        return self.shelf.load(stage.folder).to(self.model.device)
+    def _load(self, place: str | None) -> PreTrainedModel:
+        assert place is not None
+        return self.shelf.load(place).to(self.model.device)
 
     def _place(self, kind: str) -> str:
         return f"stages/{len(self.shelf.stages):02d}-{kind}"
@@ -269,8 +262,10 @@ class Shrinker:
         recover_s = 0.0 if fitted is None else fitted.standing.seconds
         found = Found(kind=kind, what=what, number=len(stages), cut_s=cut_s, recover_s=recover_s)
         reference = None if beside is None else (beside, self._beginning(stages).speedup)
-        original = stages[0] if stages else None
-        return looked_at(model, found, self._held(), original=original, whole=self.report, beside=reference)
+        return looked_at(
+            model, found, self._held(), original=stages[0] if stages else None, whole=self.report,
+            is_whole=kind == self._last_beginning, beside=reference,
+        )  # fmt: skip
 
     def _keep(self, stage: Stage, *, place: str | None = None) -> None:
         """Write an accepted stage down, with its model and what that says."""
@@ -307,10 +302,13 @@ class Shrinker:
     def _finish(self) -> None:
         """RUN/model, result.json and the report."""
         stages, now, first = self.shelf.stages, self.standing, self.original
-        place = self.shelf.deliver(now.folder) if now.folder else None
+        if now.folder is None:  # nothing held, and nothing was tuned: the model is what it was
+            self.shelf.save(self.model, self.material.tokenizer, "model", self._checked())
+        else:
+            self.shelf.deliver(now.folder)
         before = {score.name: score for score in first.scores}
         quality = [Quality(score=score, base=before.get(score.name)) for score in now.scores]
-        stored = size_of(place) if place else None
+        stored = size_of(self.shelf.root / "model")
         self.folder.write_result(
             Result(
                 parameters=Parameters(
@@ -327,25 +325,3 @@ class Shrinker:
             )
         )
         write_report(self.folder, stages)
-
-
-def texts_of(material: Material) -> list[str]:
-    """Everything that the model reads of the data: rows as they are written, and as they are encoded."""
-    rows = [row for split in material.corpus.splits.values() for row in split]
-    written = [text for row in rows for text in (row.prompt, row.answer) if text]
-    encoded = [example.ids for example in (*material.train.examples, *material.valid)]
-    return [*written, *material.tokenizer.batch_decode(encoded)]
-
-
-def _check_same_tokens(before: Material, after: Material, kept: Sequence[int]) -> None:
-    """Raise VerificationFailed unless every row is encoded to the same tokens as with the whole vocabulary."""
-    for old, new in zip(before.train.examples, after.train.examples, strict=True):
-        if list(old.ids) != [kept[token] for token in new.ids]:
-            raise VerificationFailed(
-                f"row {old.row + 1} would be encoded otherwise in the smaller vocabulary; leave vocabulary out of cut, "
-                "and please report this"
-            )
-
-
-def _refused(structure: Structure) -> str:
-    return "".join(f"; {dimension} cannot be cut: {why}" for dimension, why in structure.refused.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +9,18 @@ from typing import Any
 
 from budwood.core import Method
 from budwood.data import Task, Template
-from budwood.distill.opening import load_named, named
 from budwood.errors import BadConfig, WrongOrder
 from budwood.methods import method_from_dict, method_to_dict
 from budwood.records import Manifest, RunFolder, machine
+from budwood.shrink.beginning import check, material_of, opened
 from budwood.shrink.config import Shrinking
-from budwood.shrink.folder import Shelf
+from budwood.shrink.folder import Shelf, stages_of
+from budwood.shrink.outlook import looked_ahead
 from budwood.shrink.progress import Shrinker
 from budwood.shrink.stage import Stage
 from budwood.train.config import TrainConfig
 from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job, as_config
-from budwood.train.material import gather
 from budwood.train.observer import Observer, Silent
 from budwood.train.precision import resolve_device
 from budwood.train.status import resume_command, told_status
@@ -49,7 +48,7 @@ class Shrunk:
     @property
     def stages(self) -> list[Stage]:
         """Every stage, those that were undone among them."""
-        return Shelf(self.folder, "causal-lm", None).stages
+        return stages_of(self.folder)
 
     @property
     def report(self) -> Path:
@@ -101,10 +100,13 @@ def shrink(
 
 def shrink_job(job: Job, settings: Shrinking, *, observer: Observer | None = None) -> Shrunk:
     """Run a shrinking from its beginning."""
-    if not isinstance(job.model, str | Path):
-        raise BadConfig(f"model is a {type(job.model).__name__} in memory; save it, and give its folder")
-    who = named(job.model, root=job.root)
-    material = gather(replace(job, model=str(who.base)))
+    observer = observer or Silent()
+    who, material = material_of(job)
+    model, _ = opened(who, job, material)
+    check(job, settings, who, material, model)
+    for line in looked_ahead(job, settings, material, model).lines():
+        observer.note(line)
+    del model
     manifest = Manifest(
         command=job.command,
         model=job.model_name,
@@ -125,7 +127,7 @@ def shrink_job(job: Job, settings: Shrinking, *, observer: Observer | None = Non
     folder = RunFolder.create(
         job.root, manifest, config=said, data=facts, environment=environment, out=job.out, force=job.force
     )
-    return _carry_out(job, settings, folder, observer or Silent(), is_resumed=False)
+    return _carry_out(job, settings, folder, observer, is_resumed=False)
 
 
 def resume(run: str | Path | Shrunk, *, root: str | Path = "runs", observer: Observer | None = None) -> Shrunk:
@@ -135,9 +137,8 @@ def resume(run: str | Path | Shrunk, *, root: str | Path = "runs", observer: Obs
     """
     folder = run.folder if isinstance(run, Shrunk) else RunFolder.open(run, root=root)
     job, settings = from_config(folder.config())
-    manifest = folder.manifest()
-    if manifest.status in ("finished", "running"):
-        raise WrongOrder(f"{folder.path} is {manifest.status}; start a new shrinking, from {folder.path / 'model'}")
+    if folder.manifest().status == "finished":
+        raise WrongOrder(f"{folder.path} is finished; start a new shrinking, from {folder.path / 'model'}")
     return _carry_out(job, settings, folder, observer or Silent(), is_resumed=True)
 
 
@@ -154,10 +155,11 @@ def _carry_out(job: Job, settings: Shrinking, folder: RunFolder, observer: Obser
     """Everything after the folder is made; its status tells how it ended."""
     with told_status(folder, is_claimed=not is_resumed) as status:
         if is_resumed:
-            status.claim(0)
-        began = time.monotonic()
+            status.claim(len(stages_of(folder)) - 1)  # samples of the stage that is made anew are superseded
         try:
-            Shrinker.start(_with_folder(job, folder), settings, folder, observer).run(began)
+            Shrinker.start(_with_folder(job, folder), settings, folder, observer).run()
+        except Interrupted:
+            raise
         except KeyboardInterrupt as stop:
             signum = int(vars(stop).get("exit_code", 130)) - 128
             raise Interrupted(
@@ -168,13 +170,11 @@ def _carry_out(job: Job, settings: Shrinking, folder: RunFolder, observer: Obser
 
 def _with_folder(job: Job, folder: RunFolder) -> Job:
     """The job on a model folder: that of a run or an adapter is folded in, and kept beside the stages."""
-    who = named(job.model, root=job.root)
-    if who.adapter is None:
-        return job
     place = folder.path / START
     if not place.is_dir():
-        material = gather(replace(job, model=str(who.base)))
-        task, labels = material.corpus.task, material.corpus.labels
-        model, tokenizer = load_named(who, task=task, labels=labels, allow_pickle=job.allow_pickle)
-        Shelf(folder, task, labels).save(model, tokenizer, START, [])
+        who, material = material_of(job)
+        if who.adapter is None:
+            return job
+        model, tokenizer = opened(who, job, material)
+        Shelf(folder, material.corpus.task, material.corpus.labels).save(model, tokenizer, START, [])
     return replace(job, model=str(place.absolute()))

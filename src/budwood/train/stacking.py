@@ -47,11 +47,25 @@ def adapter_folder(word: str | Path, root: Path) -> Path:
         return path.absolute()
     run = RunFolder.open(path if path.is_dir() else word, root=root)
     if not (run.adapter / "adapter_config.json").is_file():
-        raise NotAvailable(
-            f"{run.path} has no adapter yet (it is {run.manifest().status}); "
-            f"go on with: budwood train --resume {run.path.absolute()}"
-        )
+        raise without_adapter(run)
     return run.adapter.absolute()
+
+
+def without_adapter(run: RunFolder) -> NotAvailable:
+    """The error for a run that has no adapter: a shrinking, which makes whole models, or one that is not done."""
+    status = run.manifest().status
+    if "shrink" not in run.manifest().method:
+        return NotAvailable(
+            f"{run.path} has no adapter yet (it is {status}); go on with: budwood train --resume {run.path.absolute()}"
+        )
+    if status != "finished":
+        return NotAvailable(
+            f"{run.path} is a shrinking, and it is {status}; go on with: budwood shrink --resume {run.path.absolute()}"
+        )
+    return NotAvailable(
+        f"{run.path} is a shrinking, so it has no adapter but a whole model: name the folder {run.path / 'model'} as "
+        f"MODEL (train, distill, shrink), or load it with transformers; what it can is in {run.report}"
+    )
 
 
 def trains_in_place(method: Method) -> bool:

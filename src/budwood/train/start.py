@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from budwood.anatomy import Anatomy, discover
 from budwood.core import Method
@@ -119,12 +120,7 @@ def start(job: Job) -> Started:
     seed_everything(job.config.seed)
     model = material.source.load(None if compact else torch.float32, seed=job.config.seed)
     anatomy = discover(model)
-    if material.corpus.task not in ("causal-lm", "seq2seq") and material.source.ref is not None:
-        new = new_modules(model, material.source.fresh(model.dtype, seed=job.config.seed + 1))
-        if material.corpus.task in ("masked-lm", "cloze"):
-            refuse_untrained(job.method, model, anatomy, new)
-        else:
-            job = replace(job, method=train_new_modules(job.method, model, anatomy, new))
+    job = with_new_modules(job, material, model, anatomy)
     if compact:
         store_compactly(model, trained=job.method.unfreeze(model, anatomy))
     feed = feed_of(material, job.config)
@@ -159,6 +155,25 @@ def start(job: Job) -> Started:
     facts = replace(facts, lesson=lesson.lines)
     high = max(loaded.high_water_bytes or 0, probed.high_water_bytes or 0)
     return Started(job, material, prepared, anatomy, lesson, feed, facts, meter, high)
+
+
+def with_new_modules(job: Job, material: Material, model: PreTrainedModel, anatomy: Anatomy) -> Job:
+    """The job, training beside its method what the checkpoint does not have: a classifier's new head.
+
+    Raises BadConfig where the head of a language model is new and would stay so.
+    """
+    new = new_in(material, model, seed=job.config.seed)
+    if material.corpus.task in ("masked-lm", "cloze"):
+        refuse_untrained(job.method, model, anatomy, new)
+        return job
+    return replace(job, method=train_new_modules(job.method, model, anatomy, new)) if new else job
+
+
+def new_in(material: Material, model: PreTrainedModel, *, seed: int) -> tuple[str, ...]:
+    """Paths of the modules of a model loaded from this seed that its checkpoint does not have."""
+    if material.corpus.task in ("causal-lm", "seq2seq") or material.source.ref is None:
+        return ()
+    return new_modules(model, material.source.fresh(model.dtype, seed=seed + 1))
 
 
 def feed_of(material: Material, config: TrainConfig) -> Feed:
