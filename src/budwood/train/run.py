@@ -16,7 +16,7 @@ from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
-from budwood.train.checkpoint import Standing, has_state, load_state
+from budwood.train.checkpoint import Standing, has_begun, has_state, load_state, save_state
 from budwood.train.config import TrainConfig
 from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
 from budwood.train.job import Job, as_config
@@ -167,7 +167,7 @@ def run_job(job: Job, *, observer: Observer | None = None) -> Run:
     """Run a job from its beginning."""
     _check_out(job)
     listener = observer or Silent()
-    started = start(job)
+    started = start(job, say=listener.note)
     listener.preflight(started.facts)
     folder = RunFolder.create(
         job.root,
@@ -220,7 +220,8 @@ def resume(
     job = Job.from_dict(said, recipe=taught)
     job = replace(
         job,
-        config=_as_probed(job.config, manifest),
+        config=_as_probed(job.config, manifest) if has_begun(folder.state) else job.config,
+        root=Path(root),
         model=job.model if model is None else model,
         data=job.data if data is None else data,
         tokenizer=tokenizer,
@@ -228,7 +229,7 @@ def resume(
         command=manifest.command,
     )
     listener = observer or Silent()
-    started = start(job)
+    started = start(job, say=listener.note)
     listener.preflight(started.facts)
     return _carry_out(started, folder, Recorder(folder, listener), is_resumed=True)
 
@@ -255,6 +256,7 @@ class _Before:
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
     with told_status(folder, is_claimed=not is_resumed) as status:
+        _do_before(started, folder, observer, is_resumed=is_resumed)
         started = _at_the_best_rate(started, folder, observer)
         judge = Judge(started.job, started.material, started.prepared)
         before = _examine_base(judge)
@@ -283,6 +285,16 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
         }
         folder.add_metrics({"step": fitted.standing.step, "proof": proof})
     return Run(folder)
+
+
+def _do_before(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> None:
+    """What the recipe does before anything is trained; a run that is stopped in it can be gone on with."""
+    if started.lesson.before is None:
+        return
+    if not is_resumed:
+        standing = started.beginning or Standing(pieces=started.job.config.accumulate)
+        save_state(folder.state, started.prepared, standing, identity=started.identity)
+    started.lesson.before(observer.note)
 
 
 def _at_the_best_rate(started: Started, folder: RunFolder, observer: Recorder) -> Started:
