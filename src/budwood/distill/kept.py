@@ -79,7 +79,8 @@ def check_answers(corpus: Corpus, what: str) -> None:
     """Raise BadConfig for rows that ask nothing: `what` could not be answered."""
     if corpus.task not in WRITES or corpus.shape == "text":
         raise BadConfig(
-            f"{what} needs rows with prompts and answers, and these ({corpus.shape}) are for {corpus.task}; leave it out"
+            f"{what} needs rows with prompts and answers, and these ({corpus.shape}) are for {corpus.task}; "
+            "leave it out"
         )
 
 

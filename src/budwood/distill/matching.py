@@ -39,7 +39,13 @@ class Match:
 
 
 def match(
-    config: Distillation, task: str, labels: Sequence[str] | None, student: Any, tokenizer: Any, teacher: Any, words: Any
+    config: Distillation,
+    task: str,
+    labels: Sequence[str] | None,
+    student: Any,
+    tokenizer: Any,
+    teacher: Any,
+    words: Any,
 ) -> Match:
     """tokenizer, words: of the student and of the teacher; None is the student's.
 
@@ -103,7 +109,9 @@ def _classes(teacher: Any, task: str, labels: Sequence[str] | None) -> tuple[Col
     if names == tuple(f"LABEL_{number}" for number in range(len(names))) and len(names) == len(labels):
         if tuple(labels) == names:
             return None, ()
-        return None, (f"the teacher does not name its classes; they are taken to be {', '.join(labels)}, in this order",)
+        return None, (
+            f"the teacher does not name its classes; they are taken to be {', '.join(labels)}, in this order",
+        )
     columns = class_order(names, labels, "the teacher")
     return columns, () if columns is None else (f"the teacher has the classes in another order: {', '.join(names)}",)
 
@@ -140,7 +148,7 @@ def _common_columns(student: Any, teacher: Any, tokenizer: Any) -> Columns:
     for name, width in (("student", own), ("teacher", other)):
         if width < tokens:
             raise BadConfig(
-                f"the {name} has {width} output rows and its tokenizer {tokens} tokens, so they do not belong together; "
+                f"the {name} has {width} output rows and its tokenizer {tokens} tokens: they do not belong together; "
                 "give the tokenizer that the model was trained with"
             )
     return tokens

@@ -1,4 +1,4 @@
-"""The recipe of a distillation: who teaches, matched with whom, asked when, and freed when it is not needed any more."""
+"""The recipe of a distillation: who teaches, matched with whom, asked when, and freed when no longer needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from budwood.distill.config import Distillation
 from budwood.distill.finish import score_teacher
 from budwood.distill.insides import LiveInsides
 from budwood.distill.kept import Cache, check_answers, write_rows
-from budwood.distill.matching import Match, match
+from budwood.distill.matching import match
 from budwood.distill.objective import Distill
 from budwood.distill.opening import NAME, Named, check_task, identity_of, known_anatomy, load_named, named
 from budwood.distill.supervised import Reader
@@ -119,7 +119,9 @@ class FromTeacher:
         if say is None:
             most = f"at most {self.config.max_new_tokens} tokens each"
             rows = len(corpus.rows("train"))
-            return corpus.replace_splits(corpus.splits, f"train: {rows} answers are to be written by the teacher, {most}")
+            return corpus.replace_splits(
+                corpus.splits, f"train: {rows} answers are to be written by the teacher, {most}"
+            )
         device = resolve_device(job.config.device)
         compute = resolve_precision(job.config.precision, device)
         opened = self._load(job, corpus.task, corpus.labels, device, compute)
@@ -134,9 +136,7 @@ class FromTeacher:
         task, opened = material.corpus.task, self._open(job, material, prepared)
         labels, live = material.corpus.labels, opened.there
         self.taught, self._writer = Taught(job, material), None
-        found = match(
-            self.config, task, labels, prepared.model, material.tokenizer, live.model, opened.tokenizer
-        )
+        found = match(self.config, task, labels, prepared.model, material.tokenizer, live.model, opened.tokenizer)
         live.reader = Reader(task, columns=found.other)
         lines = [opened.line, *found.lines]
         desk = _Desk(live)
@@ -201,7 +201,8 @@ class FromTeacher:
             live = SameModel(given, task) if bare else LiveTeacher(given, task)
             return _Opened(live, self.tokenizer, identity_of(given, None), f"teacher: {self.shown}")
         if not self._is_self(job) and not isinstance(given, str | Path):
-            raise BadConfig(f"teacher is a {type(given).__name__}; give a run, a folder, a name or a transformers model")
+            kind = type(given).__name__
+            raise BadConfig(f"teacher is a {kind}; give a run, a folder, a name or a transformers model")
         who = Named(shown=SELF, base=job.model) if self._is_self(job) else named(given, root=job.root)
         model, tokenizer = load_named(
             who,
@@ -218,8 +219,10 @@ class FromTeacher:
         return _Opened(LiveTeacher(model.to(device), task), tokenizer, identity, line)
 
     def _is_self(self, job: Job) -> bool:
-        return self.teacher is None or self.teacher is job.model or (
-            isinstance(self.teacher, str) and self.teacher == SELF
+        return (
+            self.teacher is None
+            or self.teacher is job.model
+            or (isinstance(self.teacher, str) and self.teacher == SELF)
         )
 
     def _is_base(self, who: Named, job: Job, material: Material) -> bool:

@@ -56,8 +56,7 @@ class Reader:
     """
 
     def __init__(self, task: str, *, columns: Columns = None) -> None:
-        """columns: logits that count: those of a padded vocabulary's other rows are cut off, classes are put in order.
-        """
+        """columns: which logits count: rows of padding are cut off, classes are put in order."""
         self.task, self.columns = task, columns
         self.by_head: bool | None = None if task in ("causal-lm", "seq2seq", "masked-lm") else False
 

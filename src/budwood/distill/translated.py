@@ -67,9 +67,7 @@ class TwoTongues:
                 ends = joint_positions(self.student, a, self.teacher, b)
             except BadData:
                 continue
-            found += [
-                (at + i + 1, there + j + 1) for i, j in [(-1, -1), *ends] if i + 1 < len(a) and j + 1 < len(b)
-            ]
+            found += [(at + i + 1, there + j + 1) for i, j in [(-1, -1), *ends] if i + 1 < len(a) and j + 1 < len(b)]
         return [pair for pair in found if min(pair) >= 0]
 
 
@@ -96,7 +94,7 @@ class Translated:
         chosen = [(place, key) for place, key in enumerate(keys) if key is not None]
         covered = torch.zeros(sum(counts), dtype=torch.bool)
         if not chosen:
-            return Said(count=len(covered), full=lambda _: torch.empty(0, 1), covered=covered.to(batch.input_ids.device))
+            return Said(count=len(covered), covered=covered.to(batch.input_ids.device))
         theirs = [self.rows[key][1] for _, key in chosen]
         said = self.live.say(collate(theirs, self.pad_id).to(batch.input_ids.device))
         counterpart = torch.zeros(len(covered), dtype=torch.int64)

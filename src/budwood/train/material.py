@@ -297,6 +297,7 @@ def _stops(given: PreTrainedModel | None) -> tuple[int, ...]:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills short rows. Raises BadConfig where there is none."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")

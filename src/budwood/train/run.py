@@ -292,8 +292,7 @@ def _do_before(started: Started, folder: RunFolder, observer: Recorder, *, is_re
     if started.lesson.before is None:
         return
     if not is_resumed:
-        standing = started.beginning or Standing(pieces=started.job.config.accumulate)
-        save_state(folder.state, started.prepared, standing, identity=started.identity)
+        save_state(folder.state, started.prepared, started.beginning, identity=started.identity)
     started.lesson.before(observer.note)
 
 
@@ -344,9 +343,9 @@ def _train(
     before: _Before,
     ledger: Ledger,
     observer: Recorder,
-    standing: Standing | None,
+    standing: Standing,
 ) -> Fitted:
-    """The loop, from the beginning (None) or from where a resumed run stands."""
+    """The loop, from the beginning or from where a resumed run stands."""
     saving = Saving(
         folder=folder.state,
         identity=started.identity,

@@ -47,10 +47,9 @@ class Started:
     """The most it held until the forecast was made."""
 
     @property
-    def beginning(self) -> Standing | None:
-        """Where a new run stands, if the forecast asks for more pieces than the config; None for the plain start."""
-        pieces = self.facts.forecast.pieces
-        return Standing(pieces=pieces) if pieces > self.job.config.accumulate else None
+    def beginning(self) -> Standing:
+        """Where a new run stands: the forecast may ask for more pieces than the config."""
+        return Standing(pieces=self.facts.forecast.pieces)
 
     @property
     def objective(self) -> Objective:
