@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from budwood.core import Plan, activate
+from budwood.core import Plan, activate, delta_at
 from budwood.core.registry import anatomy_of, registry_of
+from budwood.core.rows import FrontDelta
 from budwood.data import Batch, Corpus, Task
 from budwood.distill.config import Distillation
 from budwood.distill.finish import score_teacher
@@ -251,6 +252,12 @@ def _insides(config: Distillation, material: Material, prepared: Prepared, live:
         raise BadConfig(
             "pseudo tokens (<p>) stand in the student's text and not in the teacher's, so states have no pairs; leave "
             "hidden_weight, attention_weight and relation_weight at 0, or write a pattern without <p>"
+        )
+    deltas = (delta_at(prepared.model, site, prepared.adapter.name) for site in prepared.adapter.sites)
+    if config.attention_weight and any(isinstance(delta, FrontDelta) for delta in deltas):
+        raise BadConfig(
+            "attention is not compared where prefixes stand in front of keys and values; leave attention_weight at 0: "
+            "hidden_weight and relation_weight compare what is inside, too"
         )
     if live.model.device != prepared.device:
         raise BadConfig(f"the teacher is on {live.model.device} and the student on {prepared.device}; move the teacher")
