@@ -167,7 +167,7 @@ class FromTeacher:
         beside_it: dict[str, nn.Parameter] = {} if insides is None else insides.parameters()
         return Lesson(
             objective=objective, beside=beside_it, lines=tuple(lines), identity={"teacher": opened.identity},
-            before=before,
+            before=before, is_long=cache is not None,
         )  # fmt: skip
 
     def _score(self, opened: _Opened, prepared: Prepared) -> None:

@@ -34,6 +34,8 @@ class Lesson:
     """What a resumed run must find unchanged."""
     before: Callable[[Say], None] | None = None
     """Called once the run folder is there, before anything is tried or trained; said with a line for people."""
+    is_long: bool = False
+    """Whether that takes so long that a run which is stopped in it should be able to go on."""
 
 
 class Recipe(Protocol):

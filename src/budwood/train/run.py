@@ -291,7 +291,7 @@ def _do_before(started: Started, folder: RunFolder, observer: Recorder, *, is_re
     """What the recipe does before anything is trained; a run that is stopped in it can be gone on with."""
     if started.lesson.before is None:
         return
-    if not is_resumed:
+    if started.lesson.is_long and not is_resumed:
         save_state(folder.state, started.prepared, started.beginning, identity=started.identity)
     started.lesson.before(observer.note)
 
