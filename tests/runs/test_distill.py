@@ -30,7 +30,7 @@ from budwood.distill.run import distill, resume
 from budwood.distill.teacher import LiveTeacher
 from budwood.errors import BadConfig, BadData
 from budwood.evaluate import Generation
-from budwood.methods import method_from_dict
+from budwood.methods import LoRA, method_from_dict
 from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job, as_config
 from budwood.train.observer import Silent
@@ -197,6 +197,21 @@ def test_cached_and_live_teachers_teach_the_same(
     assert losses(go(teacher, llama, faq, "again", top_k=len(WORDS))) == losses(cached)
 
 
+def test_rates_are_tried_against_the_cache(
+    teacher: Path, llama: Path, faq: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are scored on held-out rows, which have to be in it."""
+    monkeypatch.setattr(LoRA, "rates", (1e-4, 1e-2))
+    settings: dict[str, Any] = {"learning_rate": None, "rate_steps": 4, "method": "lora:rank=2"}
+    probe = go(teacher, llama, faq, top_k=3, budget="16steps", **settings).manifest.rate_probe
+    assert probe is not None and "validation rows" in probe.scored and len(probe.trials) == 2
+
+
+def test_a_cache_in_bfloat16(teacher: Path, llama: Path, faq: Path) -> None:
+    run = go(teacher, llama, faq, top_k=3, budget="2steps", precision="bf16")
+    assert points(run, "kd")[0] > 0
+
+
 def test_a_few_choices_are_kept_with_a_bucket_for_the_rest(teacher: Path, llama: Path, faq: Path, here: Path) -> None:
     full = points(go(teacher, llama, faq, "live"), "kd")[0]
     found = [points(go(teacher, llama, faq, f"top{k}", top_k=k), "kd")[0] for k in (1, 8)]
@@ -327,9 +342,7 @@ def test_the_insides_of_the_same_model_under_another_plan(llama: Path, faq: Path
 def test_prompts_in_front_have_states_and_no_attention(teacher: Path, llama: Path, faq: Path) -> None:
     run = go(teacher, llama, faq, method="prompt-tuning:length=3", hidden_weight=1.0, budget="2steps")
     assert points(run, "hidden")[0] > 0
-    refused(
-        "prefixes stand in front", teacher, llama, faq, method="prefix-tuning:length=3", attention_weight=1.0
-    )
+    refused("prefixes stand in front", teacher, llama, faq, method="prefix-tuning:length=3", attention_weight=1.0)
 
 
 # ---- two vocabularies

@@ -18,7 +18,7 @@ from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
 from budwood.train.checkpoint import Standing, has_begun, has_state, load_state, save_state
 from budwood.train.config import TrainConfig
-from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
+from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers, whole_speed
 from budwood.train.job import Job, as_config
 from budwood.train.judging import Judge
 from budwood.train.loop import Fitted, Saving, fit
@@ -272,7 +272,7 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
             Result(
                 parameters=parameters(started.prepared, saved.stored_bytes),
                 memory=memory,
-                speed=_whole_speed(fitted),
+                speed=whole_speed(fitted),
                 quality=scores,
                 inference=saved.inference,
             )
@@ -289,11 +289,10 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
 
 def _do_before(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> None:
     """What the recipe does before anything is trained; a run that is stopped in it can be gone on with."""
-    if started.lesson.before is None:
-        return
     if started.lesson.is_long and not is_resumed:
         save_state(folder.state, started.prepared, started.beginning, identity=started.identity)
-    started.lesson.before(observer.note)
+    if started.lesson.before is not None:
+        started.lesson.before(observer.note)
 
 
 def _at_the_best_rate(started: Started, folder: RunFolder, observer: Recorder) -> Started:
@@ -385,17 +384,3 @@ def _examine_trained(
             folder.add_prediction(prediction.to_dict())
         observer.validation(step, after.scores)
     return quality(after, before.scores)
-
-
-def _whole_speed(fitted: Fitted) -> Any:
-    """The speed of the steps taken here, with the totals of the whole run."""
-    if fitted.speed is None:
-        return None
-    standing = fitted.standing
-    return replace(
-        fitted.speed,
-        total_s=standing.seconds,
-        steps=standing.step,
-        tokens=standing.tokens,
-        learned_tokens=standing.learned_tokens,
-    )
