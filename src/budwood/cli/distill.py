@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from budwood.cli.layers import Settings, layered, require, split
@@ -94,7 +94,8 @@ def _tell(run: Run, sink: Sink) -> int:
         ]  # fmt: skip
         sink.head("student and teacher")
         sink.tell(Table(("metric", ">student", "95 % interval", ">before", ">teacher"), rows))
-    code = tell_run(run, sink)
-    if (run.path / "model").is_dir():
-        sink.say(f"the student as an ordinary model folder: {run.path / 'model'}")
+    model = run.path / "model" if (run.path / "model").is_dir() else None
+    code = tell_run(run, sink, {"model": model, "teacher": [asdict(score) for score in teacher.values()]})
+    if model is not None:
+        sink.say(f"the student as an ordinary model folder: {model}")
     return code

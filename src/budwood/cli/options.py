@@ -129,6 +129,7 @@ class Distilling(Training):
     tail: Annotated[str | None, Unlisted] = None
     answers: Annotated[str | None, Unlisted] = None
     on_policy: Annotated[float | None, Unlisted] = None
+    max_new_tokens: Annotated[int | None, Unlisted] = None
 
 
 @Parameter(name="*")

@@ -93,8 +93,8 @@ def run_told(job: Job, sink: Sink, *, shows_end: bool = True) -> Run:
         return run_job(job, observer=progress)
 
 
-def tell_run(run: Run, sink: Sink) -> int:
-    """What came out, where it is, what to type next."""
+def tell_run(run: Run, sink: Sink, more: Settings | None = None) -> int:
+    """What came out, where it is, what to type next; more: what stands beside that in JSON."""
     result, manifest = run.result, run.manifest
     sink.head("done")
     sink.tell(Table(("", ""), result_rows(result)))
@@ -107,7 +107,7 @@ def tell_run(run: Run, sink: Sink) -> int:
     sink.result(
         {"run": run.path, "adapter": run.adapter, "status": manifest.status,
          "rate_probe": asdict(manifest.rate_probe) if manifest.rate_probe else None,
-         "result": result.to_dict() if result else None}
+         "result": result.to_dict() if result else None, **(more or {})}
     )  # fmt: skip
     return 0
 
@@ -136,7 +136,7 @@ def refuse_more(typed: Settings) -> None:
     more = sorted(typed.keys() - {"resume", "offline"})
     if more:
         words = ", ".join(
-            f"--{name.replace('_', '-')}" if name not in ("model", "data") else name.upper() for name in more
+            f"--{name.replace('_', '-')}" if name not in ("teacher", "model", "data") else name.upper() for name in more
         )
         raise BadConfig(f"a resumed run keeps its settings, so {words} would not be used; type only --resume RUN")
 

@@ -159,7 +159,8 @@ def _asked(teacher: LiveTeacher, rows: Sequence[Example], pad_id: int, k: int, s
         keys += keys_of(batch)
         said = teacher.say(batch.to(teacher.model.device))
         parts += [_likeliest(said.at(slice(a, a + SLICE)), k) for a in range(0, len(said), SLICE)]
-    ids, log_probs, tail = (torch.cat(part) for part in zip(*parts, strict=True))
+    with torch.autocast("cpu", enabled=False):  # which knows no float16
+        ids, log_probs, tail = (torch.cat(part) for part in zip(*parts, strict=True))
     offsets = torch.tensor([0, *(row.num_targets for row in rows)]).cumsum(0)
     assert int(offsets[-1]) == len(ids)
     return {

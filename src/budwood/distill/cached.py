@@ -74,7 +74,7 @@ class CachedTeacher:
         """[positions, k] ids, and log-probabilities that add up with the kept tail to 1 exactly."""
         shard = self._shard(number)
         ids, log_probs, tail = (shard.get_slice(name)[start:end] for name in ("ids", "log_probs", "tail"))
-        whole = torch.cat([log_probs, tail[:, None]], dim=-1).float().log_softmax(dim=-1)  # [positions, k + 1]
+        whole = torch.cat([log_probs.float(), tail[:, None].float()], dim=-1).log_softmax(dim=-1)  # [positions, k + 1]
         return ids.long(), whole[:, :-1]
 
     def _index(self, number: int) -> None:

@@ -56,6 +56,8 @@ class Distillation:
     """Whose answers are learned: the data's, or those that the teacher writes first (Kim & Rush 2016)."""
     on_policy: float = 0.0
     """Share of batches whose answers the student itself writes, for the teacher to judge (GKD)."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer that teacher (answers) or student (on_policy) writes."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -74,7 +76,8 @@ class Distillation:
         for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise BadConfig(f"{name} is {weight}; it must be 0 or more")
-        if not any(weight for name, weight in weights.items() if name != "ce_weight"):
+        learned = {name for name, weight in weights.items() if weight}
+        if not learned - {"ce_weight"} and not (learned and self.answers == "teacher"):
             raise BadConfig("nothing is learned from the teacher: kd_weight is 0, and so are the others; raise one")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise BadConfig(f"temperature is {self.temperature}; it must be above 0")
@@ -83,14 +86,27 @@ class Distillation:
                 raise BadConfig(f"{name} is {getattr(self, name)}; it must be above 0 and below 1")
         if not 0 <= self.on_policy <= 1:
             raise BadConfig(f"on_policy is {self.on_policy}; it is a share of batches, from 0 to 1")
-        if self.top_k is not None and self.top_k < 1:
-            raise BadConfig(f"top_k is {self.top_k}; keep at least 1 token of each position")
-        if self.top_k is not None and self.on_policy:
+        if self.max_new_tokens < 1:
+            raise BadConfig(f"max_new_tokens is {self.max_new_tokens}; an answer has at least 1")
+        if self.on_policy and not learned - {"ce_weight"}:
+            raise BadConfig("what the student writes (on_policy) is judged by kd, and kd_weight is 0; raise it")
+        if self.top_k is not None:
+            self._check_cached(self.top_k)
+
+    def _check_cached(self, top_k: int) -> None:
+        """Raise BadConfig for what a teacher that is kept on disk cannot do."""
+        if top_k < 1:
+            raise BadConfig(f"top_k is {top_k}; keep at least 1 token of each position")
+        if self.on_policy:
             raise BadConfig(
                 "a cached teacher (top_k) cannot judge answers that the student writes (on_policy); drop one"
             )
-        if self.top_k is not None and (self.hidden_weight or self.attention_weight or self.relation_weight):
+        if self.compares_insides:
             raise BadConfig("a cached teacher (top_k) has no hidden states or attention; drop top_k or those weights")
+        if not self.kd_weight:
+            raise BadConfig("top_k keeps what kd compares, and kd_weight is 0; drop top_k, or raise kd_weight")
+        if self.loss == "squared-error":
+            raise BadConfig("a cached teacher (top_k) has probabilities, not outputs to square; drop top_k")
 
     def compare(self, task: str) -> tuple[Loss, float]:
         """(the loss of predictions with its own numbers, the temperature) for a task."""

@@ -20,12 +20,10 @@ from budwood.train.objective import OBJECTIVES, Loss
 
 
 class Insides(Protocol):
-    """What compares hidden states or attention: entered around the student's forward of a batch."""
+    """What compares hidden states or attention: it stands around the forwards of student and teacher."""
 
-    def watched(
-        self, model: nn.Module, batch: Batch, forward: Callable[[], Reading]
-    ) -> tuple[Reading, dict[str, Tensor]]:
-        """The student's forward, and the losses by name, each [] a mean."""
+    def compared(self, model: nn.Module, batch: Batch, reader: Reader) -> tuple[Reading, Said, dict[str, Tensor]]:
+        """One forward of each, and the losses by name, each [] a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,34 +52,27 @@ class Distill:
         count = self.targets(batch)
         own = self._own_answers(model, batch)
         is_own, batch = own is not None, own or batch
+        said: Said | None
         insides: dict[str, Tensor] = {}
         if self.insides is None:
             reading = self.reader(model, batch)
+            said = self.teacher.say(batch) if self.config.kd_weight else None
         else:
-            reading, insides = self.insides.watched(model, batch, lambda: self.reader(model, batch))
+            reading, said, insides = self.insides.compared(model, batch, self.reader)
         parts: dict[str, float] = {}
         ce_weight = 0.0 if is_own else self.config.ce_weight  # what it says itself is no target
-        total = self._predictions(reading, self.teacher.say(batch), ce_weight, parts) / len(reading)
+        total = self._predictions(reading, said, ce_weight, parts) / len(reading)
         for name, value in insides.items():
             total = total + getattr(self.config, f"{name}_weight") * value
             parts[name] = value.item() * len(reading)
         return Loss(total * count, count, {name: value / len(reading) * count for name, value in parts.items()})
 
-    def _predictions(self, reading: Reading, said: Said, ce_weight: float, parts: dict[str, float]) -> Tensor:
+    def _predictions(self, reading: Reading, said: Said | None, ce_weight: float, parts: dict[str, float]) -> Tensor:
         """kd_weight * kd + ce_weight * ce, summed over positions; `parts` gets both."""
-        compare, temperature = self.config.compare(self.task)
 
         def loss(logits: Tensor, rows: slice) -> Tensor:
             ce = F.cross_entropy(logits, reading.labels[rows], reduction="sum")
-            mask = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-            if self.config.kd_weight == 0:
-                kd = logits.new_zeros(())
-            elif said.ids is not None and said.log_probs is not None:
-                ids, log_probs = said.ids[rows], said.log_probs[rows]
-                ours, theirs = coarsened(logits, ids, log_probs, temperature=temperature, tail=self.config.tail)  # type: ignore[arg-type]
-                kd = compare(ours, theirs, mask, temperature=temperature) * len(logits)
-            else:
-                kd = compare(logits, said.at(rows), mask, temperature=temperature) * len(logits)
+            kd = self._kd(logits, said, rows) if said is not None and self.config.kd_weight else logits.new_zeros(())
             for name, value in (("kd", kd), ("ce", ce)):
                 parts[name] = parts.get(name, 0.0) + value.item()
             return self.config.kd_weight * kd + ce_weight * ce
@@ -91,6 +82,21 @@ class Distill:
         with torch.no_grad():
             width = reading.at(slice(0, 1)).shape[-1]
         return sliced(reading.states, reading.head, loss, size=positions_within(width))
+
+    def _kd(self, logits: Tensor, said: Said, rows: slice) -> Tensor:
+        """[] how far the logits of some positions are from the teacher's, summed."""
+        compare, temperature = self.config.compare(self.task)
+        if said.covered is not None:
+            logits = logits[said.covered[rows]]
+        if not len(logits):
+            return logits.sum()
+        mask = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        if said.ids is not None and said.log_probs is not None:
+            ids, log_probs = said.ids[rows], said.log_probs[rows]
+            ours, theirs = coarsened(logits, ids, log_probs, temperature=temperature, tail=self.config.tail)  # type: ignore[arg-type]
+        else:
+            ours, theirs = logits, said.at(rows)
+        return compare(ours, theirs, mask, temperature=temperature) * len(logits) * said.scale
 
     def _own_answers(self, model: nn.Module, batch: Batch) -> Batch | None:
         """The batch with the student's own answers, for a share of the batches; drawn, so that a resumed run agrees."""

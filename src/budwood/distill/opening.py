@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from budwood.anatomy import discover
-from budwood.assets import ModelRef, load_model, load_tokenizer, resolve_model
+from budwood.anatomy import Anatomy, discover
+from budwood.assets import ModelRef, load_model, load_tokenizer, resolve_model, stored_labels
 from budwood.assets.catalogue import DEMO_NAMES
 from budwood.core import adapters, merge
 from budwood.core.fingerprint import fingerprint
+from budwood.core.registry import anatomy_of, registry_of
 from budwood.data import Task
+from budwood.distill.matching import CLASSES, class_order
 from budwood.errors import BadConfig, CannotFold, NotAvailable
 from budwood.interop import describe
 from budwood.records import RunFolder
@@ -26,6 +28,8 @@ from budwood.train.stacking import adapter_folder, contents, load_on, trains_in_
 
 NAME = "teacher"
 """What the adapter of a teacher is called while it is attached."""
+LANGUAGE = {"causal-lm", "masked-lm", "cloze"}
+"""Tasks that are done with the language model's own head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Named:
     """Whether that adapter is the base's own weights."""
     labels: tuple[str, ...] | None = None
     """The classes it was trained for, in its order."""
+    task: str | None = None
+    """What it was trained for, if that is known."""
 
     def find(self, *, offline: bool = False) -> ModelRef:
         """The base on this disk."""
@@ -77,15 +83,18 @@ def load_named(
 ) -> tuple[PreTrainedModel, Any]:
     """(the model in float32, its adapters folded in where they can be; its tokenizer).
 
-    labels: classes of the data, in the student's order
+    labels: classes of the data, in the student's order; the model keeps its own order
     Raises BadConfig for a teacher that was never trained for the task or knows other classes.
     """
-    if teacher.labels is not None and labels is not None and tuple(labels) != teacher.labels:
-        raise BadConfig(
-            f"{teacher.shown} was trained for the classes {', '.join(teacher.labels)}, in this order, and the student "
-            f"for {', '.join(labels)}; take a teacher that was trained on data with the same classes"
-        )
+    check_task(teacher, task)
     ref = teacher.find(offline=offline)
+    if labels is not None and task in CLASSES:
+        own = teacher.labels
+        if teacher.adapter is None:
+            own = stored_labels(ref, trust_remote_code=trust_remote_code)
+        if own is not None:
+            class_order(own, labels, teacher.shown)
+            labels = own
 
     def load(seed: int) -> PreTrainedModel:
         with same_randomness():
@@ -99,6 +108,21 @@ def load_named(
     elif task != "causal-lm":
         refuse_new(model, load(1), teacher.shown, task)
     return model, load_tokenizer(ref, trust_remote_code=trust_remote_code)
+
+
+def check_task(teacher: Named, task: Task) -> None:
+    """Raise BadConfig for a teacher that was trained for something else."""
+    if teacher.task is None or teacher.task == task or {teacher.task, task} <= LANGUAGE:
+        return
+    raise BadConfig(
+        f"{teacher.shown} was trained for {teacher.task}, and the student is to learn {task}; take a teacher of the "
+        f"same task, or read the data with --task {teacher.task}"
+    )
+
+
+def known_anatomy(model: PreTrainedModel) -> Anatomy:
+    """The anatomy of a model, with adapters on it or without."""
+    return discover(model) if registry_of(model) is None else anatomy_of(model)
 
 
 def fold(model: PreTrainedModel) -> None:
@@ -122,7 +146,7 @@ def refuse_new(model: PreTrainedModel, other: PreTrainedModel, shown: str, task:
 
 def identity_of(model: PreTrainedModel, teacher: Named | None) -> str:
     """What tells this teacher from others: of its weights, and of its adapter's files."""
-    parts = [repr(sorted(fingerprint(model, discover(model)).items()))]
+    parts = [repr(sorted(fingerprint(model, known_anatomy(model)).items()))]
     if teacher is not None and teacher.adapter is not None:
         parts.append(contents((*teacher.on, str(teacher.adapter))))
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
@@ -143,4 +167,5 @@ def _with_adapter(folder: Path) -> Named:
         on=tuple(found.on),
         is_in_place=found.method is not None and trains_in_place(found.method),
         labels=found.labels,
+        task=found.task,
     )

@@ -3,130 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
-from budwood.core import Method, Plan, activate
-from budwood.core.registry import registry_of
+from budwood.core import Method
 from budwood.data import Task, Template
 from budwood.data.pattern import Verbalizer
 from budwood.distill.config import Distillation
-from budwood.distill.finish import score_teacher, write_model, write_scores
-from budwood.distill.objective import Distill
-from budwood.distill.opening import NAME, Named, identity_of, load_named, named
+from budwood.distill.finish import write_model, write_scores
+from budwood.distill.recipe import IN_MEMORY
+from budwood.distill.recipe import FromTeacher as FromTeacher
 from budwood.distill.student import with_student
-from budwood.distill.supervised import Reader
-from budwood.distill.teacher import LiveTeacher, SameModel, Teacher
 from budwood.errors import BadConfig
 from budwood.methods import method_from_dict
-from budwood.records import Json, Score, count
 from budwood.train.config import TrainConfig
 from budwood.train.job import Job, as_config
-from budwood.train.material import Material
 from budwood.train.observer import Observer, Silent
-from budwood.train.precision import store_compactly
-from budwood.train.recipe import Lesson
 from budwood.train.run import Run, run_job
 from budwood.train.run import resume as resume_run
-from budwood.train.setup import Prepared
-from budwood.train.stacking import contents, load_on, trains_in_place
-
-ITSELF = "teacher: the model itself, without the adapter"
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A teacher with those it teaches."""
-
-    job: Job
-    material: Material
-    prepared: Prepared
-    teacher: Teacher
-    tokenizer: Any
-    """The teacher's."""
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A teacher that is ready."""
-
-    teacher: Teacher
-    tokenizer: Any
-    """None is the student's."""
-    identity: str
-    """What tells it from others."""
-    line: str
-    """What a person is told of it."""
-
-
-@dataclass
-class FromTeacher:
-    """The recipe of a distillation: asks the teacher."""
-
-    teacher: Any
-    """A run, an adapter folder, a model's name, or a model in memory; None is the student's own base."""
-    config: Distillation = field(default_factory=Distillation)
-    tokenizer: Any = None
-    """Of a teacher in memory, where it is not the student's."""
-    taught: Taught | None = None
-    """What it was called with, once it was."""
-
-    def to_dict(self) -> dict[str, Json]:
-        """What config.yaml says of it."""
-        return {"teacher": self.shown, **self.config.to_dict()}
-
-    def teach(self, job: Job, material: Material, prepared: Prepared) -> Lesson:
-        """The loss against this teacher, of the job's task."""
-        task = material.corpus.task
-        opened = self._open(job, material, prepared)
-        self.taught = Taught(job, material, prepared, opened.teacher, opened.tokenizer or material.tokenizer)
-        objective = Distill(task=task, config=self.config, teacher=opened.teacher, reader=Reader(task))
-        return Lesson(objective=objective, lines=(opened.line,), identity={"teacher": opened.identity})
-
-    def _open(self, job: Job, material: Material, prepared: Prepared) -> _Opened:
-        task = material.corpus.task
-        if self.teacher is None or self.teacher is job.model:
-            return _Opened(SameModel(prepared.model, task), None, "the base itself", ITSELF)
-        if isinstance(self.teacher, PreTrainedModel):
-            line, live = f"teacher: {self.shown}", LiveTeacher(self.teacher, task)
-            return _Opened(live, self.tokenizer, identity_of(self.teacher, None), line)
-        who = named(self.teacher, root=job.root)
-        if self._is_base(who, job, material):
-            if who.adapter is None:
-                return _Opened(SameModel(prepared.model, task), None, "the base itself", ITSELF)
-            teacher = SameModel(prepared.model, task, _lay_beside(prepared, who, job))
-            identity = contents((*who.on, str(who.adapter)))
-            return _Opened(teacher, None, identity, f"teacher: {who.shown}, on the same weights")
-        model, tokenizer = load_named(
-            who,
-            task=task,
-            labels=material.corpus.labels,
-            offline=job.offline,
-            trust_remote_code=job.trust_remote_code,
-            allow_pickle=job.allow_pickle,
-        )
-        identity = identity_of(model, who)
-        if prepared.compute == torch.bfloat16:
-            store_compactly(model)
-        line = f"teacher: {who.shown}, {count(model.parameters())[0]:,} parameters"
-        return _Opened(LiveTeacher(model.to(prepared.device), task), tokenizer, identity, line)
-
-    @property
-    def shown(self) -> str:
-        """Who people are told teaches."""
-        is_named = isinstance(self.teacher, str | Path)
-        return str(self.teacher) if is_named else f"a {type(self.teacher).__name__} in memory"
-
-    def _is_base(self, who: Named, job: Job, material: Material) -> bool:
-        """Whether the student stands, frozen, on the very weights that the teacher has."""
-        ref = material.source.ref
-        if ref is None or trains_in_place(job.method) or who.is_in_place:
-            return False
-        return who.find(offline=job.offline).path == ref.path
 
 
 def distill(
@@ -154,8 +49,8 @@ def distill(
 ) -> Run:
     """Train a student on what a teacher says, beside the data's own targets, in a run folder like any other.
 
-    teacher       a run, an adapter folder, a model's name, or a loaded model; None is the student's own base, which
-                  then teaches its adapter without a second copy
+    teacher       a run, an adapter folder, a model's name, or a loaded model; None (or "self") is the student's own
+                  base, which then teaches its adapter without a second copy
     student       a model's name, a loaded model, or what to make of the teacher: "layers=0.5", "layers=6,ffn=0.5"
     distillation  a `Distillation` or its fields
     method        how the student is trained: "full", or any adapter method
@@ -207,7 +102,9 @@ def resume(
         if "teacher" not in values:
             raise BadConfig("this run has no teacher; go on with it by budwood train --resume")
         rest, config = Distillation.taken_from(values)
-        found.append(FromTeacher(teacher or rest.pop("teacher"), config, teacher_tokenizer))
+        if teacher is None and str(rest["teacher"]).endswith(IN_MEMORY):
+            raise BadConfig(f"the teacher was {rest['teacher']}; give it again: resume(run, teacher=model)")
+        found.append(FromTeacher(rest["teacher"] if teacher is None else teacher, config, teacher_tokenizer))
         return {key: value for key, value in rest.items() if key != "teacher"}, found[0]
 
     done = resume_run(
@@ -226,19 +123,6 @@ def _finished(run: Run, recipe: FromTeacher) -> Run:
     """What a distillation leaves beside what every run does: teacher.json, and model/ of a full student."""
     taught = recipe.taught
     assert taught is not None
-    scores: tuple[Score, ...] = ()
-    if isinstance(taught.teacher, LiveTeacher):
-        scores = score_teacher(taught.teacher, taught.tokenizer, taught.job, taught.material, taught.prepared)
-    write_scores(run.folder, recipe.shown, scores)
+    write_scores(run.folder, recipe.shown, taught.scores)
     write_model(run.folder, taught.job, taught.material)
     return run
-
-
-def _lay_beside(prepared: Prepared, who: Named, job: Job) -> Plan:
-    """Put the teacher's adapter, frozen, on the student's own base; the plan that it acts by."""
-    registry = registry_of(prepared.model)
-    assert registry is not None and who.adapter is not None
-    plan = registry.switch.plan
-    said = load_on(prepared.model, who.adapter, name=NAME, on=who.on, allow_pickle=job.allow_pickle)
-    activate(prepared.model, plan, trainable=prepared.adapter.name)
-    return said

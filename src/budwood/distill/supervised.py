@@ -15,8 +15,11 @@ from budwood.evaluate import evaluating, span_logits
 from budwood.evaluate.head import head_of, without_cache
 from budwood.evaluate.inputs import bare, class_logits, fitted
 from budwood.evaluate.loss import first_row
+from budwood.train.probe import same_modes
 from budwood.train.randomness import same_randomness
 
+Columns: TypeAlias = int | tuple[int, ...] | None
+"""Logits that count: so many from the first on, these in this order, or all."""
 PADDING = -1e5
 """Logit of a padded token as the end of an answer: no probability, and still a number that can be subtracted."""
 
@@ -40,7 +43,7 @@ class Reading:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, positions: slice) -> Tensor:
+    def at(self, positions: slice | Tensor) -> Tensor:
         """[m, width] float32 logits at some of the positions."""
         return self.head(self.states[positions])
 
@@ -52,8 +55,8 @@ class Reader:
     models that do more than that after it, and all others, give plain logits.
     """
 
-    def __init__(self, task: str, *, columns: int | None = None) -> None:
-        """columns: logits that count, from the first on: those of a padded vocabulary's other rows are cut off."""
+    def __init__(self, task: str, *, columns: Columns = None) -> None:
+        """columns: which logits count: rows of padding are cut off, classes are put in order."""
         self.task, self.columns = task, columns
         self.by_head: bool | None = None if task in ("causal-lm", "seq2seq", "masked-lm") else False
 
@@ -75,6 +78,14 @@ class Reader:
             self.by_head = False  # as where its dropout is on: one forward for nothing is enough
         labels, learned = self._learned(batch)
         return self._plain(_logits(model, batch)[:, : labels.shape[1]][learned], labels[learned])
+
+    def settle(self, model: Any, batch: Batch) -> None:
+        """Find out how the model is read, by the first row, before anything watches its forwards: from then on, each
+        batch is one forward. Modes and random state stay."""
+        if self.by_head is None:
+            with same_modes(bare(model)), same_randomness(), torch.no_grad():
+                bare(model).train()
+                self(model, first_row(batch))
 
     def _plain(self, logits: Tensor, labels: Tensor) -> Reading:
         return Reading(states=logits, head=self._counted, labels=labels, is_plain=True)
@@ -114,6 +125,8 @@ class Reader:
         return labels, labels != IGNORE
 
     def _counted(self, logits: Tensor) -> Tensor:
+        if isinstance(self.columns, tuple):
+            return logits[..., list(self.columns)].float()
         return logits[..., : self.columns].float()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from budwood.core import Plan, adapters, using
 from budwood.data import Batch
 from budwood.distill.content import fingerprint_of
-from budwood.distill.supervised import Reader
+from budwood.distill.supervised import Columns, Reader
 from budwood.errors import BadConfig
 from budwood.evaluate import evaluating
 from budwood.train.randomness import same_randomness
@@ -27,12 +27,16 @@ class Said:
 
     count: int
     """n."""
-    full: Callable[[slice], Tensor] | None = None
+    full: Callable[[slice | Tensor], Tensor] | None = None
     """Some positions -> [m, width] float32 logits."""
     ids: Tensor | None = None
     """[n, k] int64, the likeliest first."""
     log_probs: Tensor | None = None
     """[n, k] float32, at temperature 1, among all choices: they add up to at most 1, and the rest is the tail."""
+    covered: Tensor | None = None
+    """[n] bool, the positions that it can say something of, where that is not all; `at` gives those alone."""
+    scale: float = 1.0
+    """What a sum over the covered positions is multiplied by to stand for all of them."""
 
     def __len__(self) -> int:
         return self.count
@@ -42,7 +46,7 @@ class Said:
         """Whether every choice has its logit."""
         return self.full is not None
 
-    def at(self, positions: slice) -> Tensor:
+    def at(self, positions: slice | Tensor) -> Tensor:
         """[m, width] float32 logits. Raises BadConfig where only the likeliest choices are known."""
         if self.full is None:
             raise BadConfig("a cached teacher has only its likeliest choices; this loss needs the teacher itself")
@@ -59,7 +63,7 @@ class Teacher(Protocol):
 class LiveTeacher:
     """A model in memory beside the student's, under the plan that is in force on it."""
 
-    def __init__(self, model: Any, task: str, *, columns: int | None = None) -> None:
+    def __init__(self, model: Any, task: str, *, columns: Columns = None) -> None:
         """columns: as `Reader` has it."""
         self.model, self.reader = model, Reader(task, columns=columns)
 
@@ -69,7 +73,7 @@ class LiveTeacher:
         with same_randomness(), self.speaking():
             reading = self.reader(self.model, batch.to(self.model.device))
 
-        def full(positions: slice) -> Tensor:
+        def full(positions: slice | Tensor) -> Tensor:
             with self.speaking():
                 return reading.at(positions).to(device)
 
@@ -90,7 +94,7 @@ class LiveTeacher:
 class SameModel(LiveTeacher):
     """The student's own weights under another plan: a teacher that takes no memory."""
 
-    def __init__(self, model: Any, task: str, plan: Plan = None, *, columns: int | None = None) -> None:
+    def __init__(self, model: Any, task: str, plan: Plan = None, *, columns: Columns = None) -> None:
         """plan: what the teacher is; None is the base. Raises BadConfig where the base itself is being trained."""
         super().__init__(model, task, columns=columns)
         self.plan = plan

@@ -57,7 +57,7 @@ class Choice:
     loss: float
     """On the rows that candidates are judged on."""
     candidates: dict[str, float]
-    """Every candidate with its loss after a refit on few rows."""
+    """Every candidate with its loss after a refit on few rows; nothing where there was but one."""
 
 
 def choose(
@@ -74,25 +74,25 @@ def choose(
     structure = structure_of(model, anatomy)
     sizing = Sizing(model, structure, anatomy)
     maker = _Maker(model, structure, sizing, calibration, settings, seed)
-    losses: dict[Shape, tuple[float, Kept]] = {}
-    for shape in sizing.candidates(target, settings.cut):
+    shapes = {shape: maker.kept(shape) for shape in sizing.candidates(target, settings.cut)}
+    losses: dict[Shape, float] = {}
+    for shape, kept in shapes.items() if len(shapes) > 1 else ():
         try:
-            kept = maker.kept(shape)
-            losses[shape] = (maker.loss(maker.made(kept, few=True)), kept)
-        except BadConfig as why:  # such blocks as the search would keep do not make a model of this class
+            losses[shape] = maker.loss(maker.made(kept, few=True))
+        except BadConfig as why:  # the blocks that the search would keep make no model of this class
             say(f"{sizing.now.change(shape)}: cannot be had: {why}")
             continue
-        say(f"{sizing.now.change(shape)}: loss {losses[shape][0]:.4f}")
-    if not losses:
+        say(f"{sizing.now.change(shape)}: loss {losses[shape]:.4f}")
+    if not losses and len(shapes) != 1:
         return None
-    shape = min(losses, key=lambda one: losses[one][0])
-    made = maker.made(losses[shape][1], few=False)
+    shape = min(losses or shapes, key=lambda one: losses.get(one, 0.0))
+    made = maker.made(shapes[shape], few=False)
     return Choice(
         model=made,
         shape=shape,
         what=sizing.now.change(shape),
         loss=maker.loss(made),
-        candidates={sizing.now.change(one): loss for one, (loss, _) in losses.items()},
+        candidates={sizing.now.change(one): loss for one, loss in losses.items()},
     )
 
 

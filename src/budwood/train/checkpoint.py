@@ -102,6 +102,11 @@ def has_state(folder: Path) -> bool:
     return (folder / "state.json").is_file()
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether the state saved here is that of a run that took a step."""
+    return bool(_read_plain(folder)["step"])
+
+
 def _optimizer_tensors(prepared: Prepared) -> dict[str, Tensor]:
     """The optimizer's state by what it is and whose: `exp_avg/<parameter>`."""
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from budwood.errors import CannotFold
 from budwood.evaluate import latency
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import save
-from budwood.records import Inference, Parameters, Quality, RunFolder, Timing, count
+from budwood.records import Inference, Parameters, Quality, RunFolder, Speed, Timing, count
 from budwood.train.card import write_card
 from budwood.train.judging import Judge
+from budwood.train.loop import Fitted
 from budwood.train.material import Material, spread
 from budwood.train.observer import Observer
 from budwood.train.precision import arithmetic, store_compactly
@@ -117,6 +118,20 @@ def quality(after: EvaluationResult | None, before: EvaluationResult | None) -> 
         return ()
     base = {score.name: score for score in before.scores} if before is not None else {}
     return tuple(Quality(score=score, base=base.get(score.name)) for score in after.scores)
+
+
+def whole_speed(fitted: Fitted) -> Speed | None:
+    """The speed of the steps taken here, with the totals of the whole run."""
+    if fitted.speed is None:
+        return None
+    standing = fitted.standing
+    return replace(
+        fitted.speed,
+        total_s=standing.seconds,
+        steps=standing.step,
+        tokens=standing.tokens,
+        learned_tokens=standing.learned_tokens,
+    )
 
 
 def finish_card(judge: Judge, folder: RunFolder, saved: Saved, movement: Movement, scores: Sequence[Quality]) -> Path:

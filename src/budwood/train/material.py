@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,12 +108,7 @@ class Material:
     @property
     def identity(self) -> dict[str, str]:
         """What a resumed run must find unchanged."""
-        digest = hashlib.sha256()
-        for example in self.train.examples:
-            digest.update(repr((example.ids, example.labels, example.label, example.span)).encode())
-            if example.target is not None or example.blank is not None:
-                digest.update(repr((example.target, example.blank)).encode())
-        return {"data": self.corpus.hash()[:16], "encoded rows": digest.hexdigest()[:16]}
+        return {"data": self.corpus.hash()[:16], "encoded rows": digest_of(self.train.examples)}
 
     def held(self, most: int) -> Corpus:
         """The corpus with at most `most` rows, evenly spread, in the split of the final scores."""
@@ -122,9 +117,10 @@ class Material:
         return self.corpus.replace_splits({**self.corpus.splits, self.held_split: tuple(spread(rows, most))})
 
 
-def gather(job: Job) -> Material:
+def gather(job: Job, *, say: Callable[[str], None] | None = None) -> Material:
     """Resolve, read and encode; the model's weights are not loaded yet.
 
+    say: called with a line for people where a recipe works on the rows; None leaves them as they are
     Raises NotAvailable, BadData, BadConfig as assets and data do.
     """
     given = job.model if isinstance(job.model, PreTrainedModel) else None
@@ -136,25 +132,43 @@ def gather(job: Job) -> Material:
     tokenizer = job.tokenizer or load_tokenizer(_needed(ref), trust_remote_code=job.trust_remote_code)
     corpus = _corpus(job, ref, given)
     if given is not None:
-        _check_kind(given, corpus.task)
+        check_kind(given, corpus.task)
     limit = _max_length(job, corpus.task, tokenizer, given, ref)
-    stops = _stops(given)
-    settings: dict[str, Any] = {"template": job.template, "max_length": limit, "stop_ids": stops}
-    train = encode(corpus, "train", tokenizer, **settings)
-    valid: Sequence[Example] = ()
-    if "validation" in corpus.splits:
-        rows = corpus.replace_splits({"validation": tuple(spread(corpus.rows("validation"), job.config.eval_rows))})
-        valid = encode(rows, "validation", tokenizer, **settings).examples
+    if job.recipe is not None:
+        corpus = job.recipe.rewrite(job, corpus, limit, say)
+    train, valid = encode_rows(job, corpus, tokenizer, max_length=limit, stop_ids=_stops(given))
     return Material(
         corpus=corpus,
         tokenizer=tokenizer,
         train=train,
-        valid=tuple(valid),
+        valid=valid,
         held_split=next((split for split in ("test", "validation") if split in corpus.splits), None),
         max_length=limit,
         source=Source(ref, given, corpus.task, corpus.labels, job.trust_remote_code),
-        pad_id=_pad_id(tokenizer),
+        pad_id=pad_id(tokenizer),
     )
+
+
+def digest_of(examples: Sequence[Example]) -> str:
+    """16 hex digits of what is read and learned."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.ids, example.labels, example.label, example.span)).encode())
+        if example.target is not None or example.blank is not None:
+            digest.update(repr((example.target, example.blank)).encode())
+    return digest.hexdigest()[:16]
+
+
+def encode_rows(
+    job: Job, corpus: Corpus, tokenizer: Any, *, max_length: int | None, stop_ids: Collection[int] = ()
+) -> tuple[Encoded, tuple[Example, ...]]:
+    """(what is learned, the rows scored while training) of a job, as a tokenizer reads them."""
+    settings: dict[str, Any] = {"template": job.template, "max_length": max_length, "stop_ids": stop_ids}
+    train = encode(corpus, "train", tokenizer, **settings)
+    if "validation" not in corpus.splits:
+        return train, ()
+    rows = corpus.replace_splits({"validation": tuple(spread(corpus.rows("validation"), job.config.eval_rows))})
+    return train, tuple(encode(rows, "validation", tokenizer, **settings).examples)
 
 
 def base_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -213,7 +227,7 @@ def _kind_of(model: PreTrainedModel) -> Literal["decoder", "encoder", "encoder-d
     return "encoder" if is_masked else "decoder"
 
 
-def _check_kind(model: PreTrainedModel, task: str) -> None:
+def check_kind(model: PreTrainedModel, task: str) -> None:
     """Raise BadConfig for a user's own model of a class that is made for something else."""
     name, kind = type(model).__name__, _kind_of(model)
     if task == "masked-lm" and kind != "encoder":
@@ -282,7 +296,8 @@ def _stops(given: PreTrainedModel | None) -> tuple[int, ...]:
     return () if own is None else tuple(own) if isinstance(own, list) else (int(own),)
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills short rows. Raises BadConfig where there is none."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         raise BadConfig("this tokenizer has neither a pad nor an eos token to fill rows with; set tokenizer.pad_token")

@@ -16,9 +16,9 @@ from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
 from budwood.evaluate.task import EvaluationResult
 from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
-from budwood.train.checkpoint import Standing, has_state, load_state
+from budwood.train.checkpoint import Standing, has_begun, has_state, load_state, save_state
 from budwood.train.config import TrainConfig
-from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers
+from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers, whole_speed
 from budwood.train.job import Job, as_config
 from budwood.train.judging import Judge
 from budwood.train.loop import Fitted, Saving, fit
@@ -167,7 +167,7 @@ def run_job(job: Job, *, observer: Observer | None = None) -> Run:
     """Run a job from its beginning."""
     _check_out(job)
     listener = observer or Silent()
-    started = start(job)
+    started = start(job, say=listener.note)
     listener.preflight(started.facts)
     folder = RunFolder.create(
         job.root,
@@ -220,7 +220,8 @@ def resume(
     job = Job.from_dict(said, recipe=taught)
     job = replace(
         job,
-        config=_as_probed(job.config, manifest),
+        config=_as_probed(job.config, manifest) if has_begun(folder.state) else job.config,
+        root=Path(root),
         model=job.model if model is None else model,
         data=job.data if data is None else data,
         tokenizer=tokenizer,
@@ -228,7 +229,7 @@ def resume(
         command=manifest.command,
     )
     listener = observer or Silent()
-    started = start(job)
+    started = start(job, say=listener.note)
     listener.preflight(started.facts)
     return _carry_out(started, folder, Recorder(folder, listener), is_resumed=True)
 
@@ -255,6 +256,7 @@ class _Before:
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
     with told_status(folder, is_claimed=not is_resumed) as status:
+        _do_before(started, folder, observer, is_resumed=is_resumed)
         started = _at_the_best_rate(started, folder, observer)
         judge = Judge(started.job, started.material, started.prepared)
         before = _examine_base(judge)
@@ -270,7 +272,7 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
             Result(
                 parameters=parameters(started.prepared, saved.stored_bytes),
                 memory=memory,
-                speed=_whole_speed(fitted),
+                speed=whole_speed(fitted),
                 quality=scores,
                 inference=saved.inference,
             )
@@ -283,6 +285,14 @@ def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_re
         }
         folder.add_metrics({"step": fitted.standing.step, "proof": proof})
     return Run(folder)
+
+
+def _do_before(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> None:
+    """What the recipe does before anything is trained; a run that is stopped in it can be gone on with."""
+    if started.lesson.is_long and not is_resumed:
+        save_state(folder.state, started.prepared, started.beginning, identity=started.identity)
+    if started.lesson.before is not None:
+        started.lesson.before(observer.note)
 
 
 def _at_the_best_rate(started: Started, folder: RunFolder, observer: Recorder) -> Started:
@@ -332,9 +342,9 @@ def _train(
     before: _Before,
     ledger: Ledger,
     observer: Recorder,
-    standing: Standing | None,
+    standing: Standing,
 ) -> Fitted:
-    """The loop, from the beginning (None) or from where a resumed run stands."""
+    """The loop, from the beginning or from where a resumed run stands."""
     saving = Saving(
         folder=folder.state,
         identity=started.identity,
@@ -374,17 +384,3 @@ def _examine_trained(
             folder.add_prediction(prediction.to_dict())
         observer.validation(step, after.scores)
     return quality(after, before.scores)
-
-
-def _whole_speed(fitted: Fitted) -> Any:
-    """The speed of the steps taken here, with the totals of the whole run."""
-    if fitted.speed is None:
-        return None
-    standing = fitted.standing
-    return replace(
-        fitted.speed,
-        total_s=standing.seconds,
-        steps=standing.step,
-        tokens=standing.tokens,
-        learned_tokens=standing.learned_tokens,
-    )

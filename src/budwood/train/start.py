@@ -26,7 +26,7 @@ from budwood.train.precision import resolve_device, resolve_precision, store_com
 from budwood.train.preflight import Preflight, data_facts, preflight
 from budwood.train.probe import probe
 from budwood.train.randomness import seed_everything
-from budwood.train.recipe import Lesson
+from budwood.train.recipe import Lesson, Say
 from budwood.train.setup import Prepared, prepare
 from budwood.train.stacking import contents
 
@@ -48,10 +48,9 @@ class Started:
     """The most it held until the forecast was made."""
 
     @property
-    def beginning(self) -> Standing | None:
-        """Where a new run stands, if the forecast asks for more pieces than the config; None for the plain start."""
-        pieces = self.facts.forecast.pieces
-        return Standing(pieces=pieces) if pieces > self.job.config.accumulate else None
+    def beginning(self) -> Standing:
+        """Where a new run stands: the forecast may ask for more pieces than the config."""
+        return Standing(pieces=self.facts.forecast.pieces)
 
     @property
     def objective(self) -> Objective:
@@ -108,10 +107,13 @@ class Started:
         }
 
 
-def start(job: Job) -> Started:
-    """Read, load, attach, forecast. Raises what those raise; nothing is written."""
+def start(job: Job, *, say: Say | None = None) -> Started:
+    """Read, load, attach, forecast. Raises what those raise; nothing is written to a run folder.
+
+    say: called with a line for people where a recipe works on the rows; None leaves them as they are
+    """
     meter = MemoryMeter()
-    material = gather(job)
+    material = gather(job, say=say)
     held = len(material.corpus.rows(material.held_split)) if material.held_split else 0
     data = data_facts(material.corpus, material.train, held, material.tokenizer)
     device = resolve_device(job.config.device)

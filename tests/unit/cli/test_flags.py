@@ -22,6 +22,8 @@ SHOWN: dict[str, str] = {
     "compose": f"--out --how --weights --rank --density --sign --head --model --seed --device --offline --force {TALK}",
     "export": f"--to --out --model --force {MACHINE} {TALK}",
     "train": f"--method --budget --out --resume --dry-run --force {MACHINE} {TALK}",
+    "distill": f"--method --budget --out --resume --loss --top-k {MACHINE} {TALK}",
+    "shrink": f"--to --min-quality --cut --recover --out --resume {MACHINE} {TALK}",
     "inspect": f"--method --sites --offline --trust-remote-code {TALK}",
     "methods": TALK,
     "data show": f"--rows --split --model --max-length {READING} {TALK}",
@@ -35,15 +37,21 @@ SHOWN: dict[str, str] = {
     "assets clean": TALK,
     "doctor": f"--offline {TALK}",
 }
+TRAINING = (
+    "--on --task --pattern --verbalizer --accumulate --learning-rate --rate-steps --schedule --warmup --weight-decay "
+    "--clip --gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows --test-rows "
+    f"--save-every --proof-steps --samples {ALSO_MACHINE}"
+)
 HIDDEN: dict[str, str] = {
     **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
     "eval": f"--on --with {ALSO_MACHINE}",
     "try": f"--on {ALSO_MACHINE}",
     "compose": "--trust-remote-code",
-    "train": "--on --task --pattern --verbalizer --accumulate --learning-rate --rate-steps --schedule --warmup "
-    "--weight-decay --clip "
-    "--gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows --test-rows --save-every "
-    f"--proof-steps --samples {ALSO_MACHINE}",
+    "train": TRAINING,
+    "distill": "--dry-run --force --temperature --kd-weight --ce-weight --skew --beta --hidden-weight --hidden "
+    "--attention-weight --relation-weight --layer-map --tail --answers --on-policy --max-new-tokens "
+    f"{TRAINING}",
+    "shrink": f"--method --budget --dry-run --force --to-params --latency --step --score --rows --ridge --tune {TRAINING}",
 }
 MOST_FLAGS = 15
 

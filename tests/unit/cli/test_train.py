@@ -146,7 +146,7 @@ def test_a_resumed_run_is_offline_if_asked_now_or_then(
 
     seen: list[bool] = []
 
-    def looking(job: Job) -> Started:
+    def looking(job: Job, **_: Any) -> Started:
         seen.append(job.offline)
         raise NotAvailable("far enough")
 
