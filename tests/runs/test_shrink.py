@@ -90,7 +90,7 @@ def same(one: Shrunk, other: Shrunk) -> bool:
 KINDS = {
     "llama": ("causal", "AutoModelForCausalLM", "ffn+heads+layers+vocabulary+hidden"),
     "qwen2": ("causal", "AutoModelForCausalLM", "heads+hidden"),
-    "gemma2": ("causal", "AutoModelForCausalLM", "layers+heads"),
+    "gemma2": ("causal", "AutoModelForCausalLM", "layers+heads+ffn"),
     "gpt2": ("causal", "AutoModelForCausalLM", "hidden+heads+ffn"),
     "t5": ("seq2seq", "AutoModelForSeq2SeqLM", "heads+layers+vocabulary"),
     "bert": ("masked", "AutoModelForSequenceClassification", "hidden+heads"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
-from budwood.records import RunFolder
+from budwood.records import Manifest, RunFolder, machine
 from shrinking import made_up_times
 from world import World
 
@@ -54,7 +53,7 @@ def test_stages_are_told_and_the_model_is_named(budwood: Run, world: World) -> N
     ):
         assert said in ran.err
     config = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert config["shrink"]["to"] == 0.9 and config["method"] == {"full": {}}
+    assert config["shrink"]["to"] == 0.9 and list(config["method"]) == ["full"]
     again = budwood("shrink", "--config", "run/config.yaml", "--out", "again", "--json")
     assert [stage["parameters"] for stage in again.json["stages"]] == [14736, again.json["stages"][-1]["parameters"]]
     assert again.json["stages"][-1]["share"] <= 0.9 and again.json["model"] == "again/model"
@@ -67,15 +66,16 @@ def test_stages_are_told_and_the_model_is_named(budwood: Run, world: World) -> N
     "verb", [("eval",), ("try",), ("merge", "--out", "x"), ("export", "--to", "peft", "--out", "x")]
 )
 def test_other_verbs_say_what_a_shrinking_has(budwood: Run, world: World, here: Path, verb: Sequence[str]) -> None:
-    run = RunFolder(here / "run")
-    run.path.mkdir()
-    manifest = {
-        "command": ["budwood", "shrink"], "model": "m", "method": {"shrink": {"to": 0.5}}, "data": "d", "seed": 0,
-    }  # fmt: skip
-    for status, words in (("finished", "name the folder run/model as MODEL"), ("failed", "budwood shrink --resume ")):
-        (run.path / "run.json").write_text(json.dumps({**manifest, "status": status, "started": "2026-01-01T00:00:00"}))
-        ran = budwood(verb[0], "run", *verb[1:])
-        assert ran.code == 3 and "is a shrinking" in ran.err and words in ran.err, ran.err
+    manifest = Manifest(
+        command=("budwood", "shrink"), model="m", method={"shrink": {"to": 0.5}}, data="d", seed=0,
+    )  # fmt: skip
+    run = RunFolder.create(here, manifest, config={"shrink": {}}, data={}, environment=machine(), out=here / "run")
+    run.fail("no room")
+    ran = budwood(verb[0], "run", *verb[1:])
+    assert ran.code == 4 and "is a shrinking, and it is failed; go on with: budwood shrink --resume " in ran.err
+    run.finish()
+    ran = budwood(verb[0], "run", *verb[1:])
+    assert ran.code == 4 and "name the folder run/model as MODEL" in ran.err, ran.err
 
 
 @pytest.mark.parametrize(
