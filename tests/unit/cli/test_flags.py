@@ -51,7 +51,8 @@ HIDDEN: dict[str, str] = {
     "distill": "--dry-run --force --temperature --kd-weight --ce-weight --skew --beta --hidden-weight --hidden "
     "--attention-weight --relation-weight --layer-map --tail --answers --on-policy --max-new-tokens "
     f"{TRAINING}",
-    "shrink": f"--method --budget --dry-run --force --to-params --latency --step --score --rows --ridge --tune {TRAINING}",
+    "shrink": "--method --budget --dry-run --force --to-params --latency --step --score --rows --ridge --tune "
+    f"{TRAINING}",
 }
 MOST_FLAGS = 15
 
