@@ -40,7 +40,11 @@ def commands(page: str) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize(
-    "page", ["train.md", "adapters.md", "compose.md", "cloze.md", "prompts.md", "cli.md", "exit-codes.md"]
+    "page",
+    [
+        *("train.md", "adapters.md", "compose.md", "cloze.md", "prompts.md", "distill.md", "shrink.md"),
+        *("cli.md", "exit-codes.md"),
+    ],
 )
 def test_every_command_works(
     page: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from budwood.cli.layers import Settings, layered, require, split
@@ -51,7 +53,9 @@ def distill(
     if training.dry_run:
         from budwood.distill.student import with_student
 
-        return dry_run(replace(with_student(job, recipe.teacher, say=sink.say), recipe=recipe), sink)
+        with TemporaryDirectory() as shelf:  # a student that is made to look at it is not kept
+            made = with_student(job, recipe.teacher, say=sink.say, shelf=Path(shelf))
+            return dry_run(replace(made, recipe=recipe), sink)
     return _tell(_told(job, recipe, sink), sink)
 
 

@@ -74,9 +74,12 @@ class Made:
         )
 
 
-def with_student(job: Job, teacher: Any, *, say: Callable[[str], None] = lambda line: None) -> Job:
+def with_student(
+    job: Job, teacher: Any, *, say: Callable[[str], None] = lambda line: None, shelf: Path | None = None
+) -> Job:
     """The job on a model that there is: `self` is the teacher's base, and what is to be made of the teacher is made.
 
+    shelf: where made students are kept; None is `job.root`/students
     Raises BadConfig for a teacher that cannot be cut so, or one in memory where a student is to be made of it.
     """
     if not isinstance(job.model, str | Path):
@@ -92,11 +95,12 @@ def with_student(job: Job, teacher: Any, *, say: Callable[[str], None] = lambda 
     who = named(teacher, root=job.root)
     if made is None:
         return replace(job, model=str(who.base))
-    return replace(job, model=str(make_student(who, made, job, say=say).absolute()))
+    place = make_student(who, made, job, say=say, shelf=shelf or job.root / "students")
+    return replace(job, model=str(place.absolute()))
 
 
-def make_student(who: Named, made: Made, job: Job, *, say: Callable[[str], None] = lambda line: None) -> Path:
-    """A model folder in `job.root`/students, cut from the teacher and refitted on the job's data; made once.
+def make_student(who: Named, made: Made, job: Job, *, say: Callable[[str], None], shelf: Path) -> Path:
+    """A model folder on the shelf, cut from the teacher and refitted on the job's data; made once.
 
     Raises what `keep`, `cut` and reading the data do.
     """
@@ -110,7 +114,7 @@ def make_student(who: Named, made: Made, job: Job, *, say: Callable[[str], None]
         allow_pickle=job.allow_pickle,
     )
     key = hashlib.sha256(repr((identity_of(model, who), made, material.identity)).encode()).hexdigest()[:8]
-    place = job.root / "students" / f"{_stem(who)}-{_stem_of(made)}-{key}"
+    place = shelf / f"{_stem(who)}-{_stem_of(made)}-{key}"
     if place.is_dir():
         say(f"student: {place}, made before")
         return place
