@@ -77,9 +77,9 @@ def films_at(folder: Path, count: int = 48) -> Path:
 def small(model: object, data: object, out: Path, *, settings: dict[str, Any] | None = None, **said: Any) -> Shrunk:
     """A shrinking with few rows and steps."""
     config = {**QUICK, **(settings or {})}
-    method, observer = said.pop("method", "full"), said.pop("observer", None)
+    beside = {name: said.pop(name) for name in ("method", "observer", "task") if name in said}
     plan = {"tune": "6steps", "recover": "4steps", "rows": 16, "step": 0.25, **said}
-    return shrink(model, data, shrinking=plan, method=method, config=config, out=out, observer=observer)  # type: ignore[arg-type]
+    return shrink(model, data, shrinking=plan, config=config, out=out, **beside)  # type: ignore[arg-type]
 
 
 def made_up_times(monkeypatch: Any) -> None:

@@ -116,6 +116,7 @@ def shrink_job(job: Job, settings: Shrinking, *, observer: Observer | None = Non
         task=material.corpus.task,
     )
     said = {**job.to_dict(), "shrink": settings.to_dict()}
+    del said["budget"]  # of one training; here stages have steps, and `shrink` may have a time of this name
     facts = {
         "data": job.data_name,
         "hash": material.corpus.hash(),

@@ -55,6 +55,7 @@ def test_stages_are_told_and_the_model_is_named(budwood: Run, world: World) -> N
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["shrink"]["to"] == 0.9 and list(config["method"]) == ["full"]
     again = budwood("shrink", "--config", "run/config.yaml", "--out", "again", "--json")
+    assert again.code == 0, again.err
     assert [stage["parameters"] for stage in again.json["stages"]] == [14736, again.json["stages"][-1]["parameters"]]
     assert again.json["stages"][-1]["share"] <= 0.9 and again.json["model"] == "again/model"
     assert (Path("run/model/model.safetensors").read_bytes()) == Path("again/model/model.safetensors").read_bytes()
