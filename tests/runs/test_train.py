@@ -400,7 +400,7 @@ def test_an_unwritable_place(llama: Path, faq: Path, tmp_path: Path) -> None:
 def test_an_out_that_cannot_be_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Callable[[Job], object]
 ) -> None:
-    def loading(job: Job) -> None:
+    def loading(job: Job, *, say: object = None) -> None:
         raise NotAvailable("loading")
 
     monkeypatch.setattr("budwood.train.run.start", loading)
