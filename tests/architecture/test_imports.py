@@ -15,6 +15,7 @@ from source_files import FILES, tree_of
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "calling": set(),
+    "intervals": {"errors"},
     "anatomy": {"errors"},
     "records": {"errors"},
     "data": {"errors"},
@@ -23,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"errors", "anatomy", "core"},
     "interop": {"errors", "anatomy", "core", "methods"},
     "combine": {"errors", "calling", "anatomy", "core", "methods"},
-    "evaluate": {"errors", "core", "data", "records"},
+    "report": {"errors", "intervals", "records"},
+    "evaluate": {"errors", "intervals", "core", "data", "records"},
     "train": {
         *("errors", "calling", "anatomy", "core", "methods", "interop"),
         *("assets", "data", "evaluate", "records"),
@@ -34,15 +36,19 @@ ALLOWED: dict[str, set[str]] = {
         *("assets", "data", "evaluate", "records", "prune", "train"),
     },
     "shrink": {
-        *("errors", "calling", "anatomy", "core", "methods", "interop"),
+        *("intervals", "errors", "calling", "anatomy", "core", "methods", "interop"),
         *("assets", "data", "evaluate", "records", "prune", "train", "distill"),
     },
+    "compare": {
+        *("errors", "calling", "anatomy", "core", "methods", "interop"),
+        *("assets", "data", "evaluate", "records", "report", "train"),
+    },
     "cli": {
-        *("errors", "anatomy", "core", "methods", "combine", "interop"),
+        *("errors", "anatomy", "core", "methods", "combine", "interop", "report", "compare"),
         *("assets", "data", "evaluate", "records", "train", "distill", "shrink"),
     },
     "__init__": {
-        *("errors", "anatomy", "core", "methods", "combine", "interop"),
+        *("errors", "anatomy", "core", "methods", "combine", "interop", "report", "compare"),
         *("assets", "data", "evaluate", "records", "train", "distill", "shrink"),
     },
     "__main__": {"cli"},
@@ -77,7 +83,9 @@ ONLY_IN: dict[str, set[str]] = {
     "bitsandbytes": {"core", "assets"},
     "cyclopts": {"cli"},
     "rich": {"cli", "data.preview"},
-    "jinja2": {"data.templates", "records", "train", "shrink"},
+    "jinja2": {"data.templates", "records", "train", "shrink", "report"},
+    "matplotlib": {"report"},
+    "ray": {"compare"},
     "platformdirs": {"assets", "cli"},
     "filelock": {"assets", "records", "distill"},
     "psutil": {"records", "train"},

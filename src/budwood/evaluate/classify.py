@@ -15,7 +15,7 @@ from budwood.errors import BadConfig, BadData
 from budwood.evaluate import metrics
 from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.inputs import class_logits
-from budwood.evaluate.intervals import Floats, Integers
+from budwood.intervals import Floats, Integers
 from budwood.evaluate.loss import single_rows
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from budwood.errors import BadData
-from budwood.evaluate.intervals import Floats, Integers, bootstrap, bootstrap_table, wilson
+from budwood.intervals import Floats, Integers, bootstrap, bootstrap_table, wilson
 from budwood.records import Score
 
 Array = NDArray[Any]

@@ -21,7 +21,7 @@ from typing import TypeAlias
 import numpy as np
 
 from budwood.errors import BadData, NotAvailable
-from budwood.evaluate.intervals import RESAMPLES, quantiles
+from budwood.intervals import RESAMPLES, quantiles
 from budwood.evaluate.metrics import mean, share
 from budwood.records import Score
 

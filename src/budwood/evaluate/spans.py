@@ -20,7 +20,7 @@ from budwood.evaluate import metrics
 from budwood.evaluate.batches import batches
 from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.generate import longest_of
-from budwood.evaluate.intervals import Floats, Integers
+from budwood.intervals import Floats, Integers
 from budwood.evaluate.mode import evaluating
 from budwood.records import Score
 

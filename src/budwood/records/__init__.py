@@ -1,5 +1,10 @@
 """What happened, as plain data on disk; nothing here imports torch."""
 
+from budwood.records.comparison import BASE as BASE
+from budwood.records.comparison import Comparison as Comparison
+from budwood.records.comparison import ComparisonFolder as ComparisonFolder
+from budwood.records.comparison import Contender as Contender
+from budwood.records.comparison import Item as Item
 from budwood.records.files import Json as Json
 from budwood.records.machine import Accelerator as Accelerator
 from budwood.records.machine import Machine as Machine

@@ -11,7 +11,7 @@ from budwood.data import Example, Task, collate
 from budwood.errors import BadConfig
 from budwood.evaluate import LossReport, evaluate_loss, latency
 from budwood.evaluate.generate import context_of
-from budwood.evaluate.intervals import bootstrap
+from budwood.intervals import bootstrap
 from budwood.records import Score, Timing
 
 BY_LIKELIHOOD = ("causal-lm", "seq2seq", "masked-lm")

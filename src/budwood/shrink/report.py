@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from budwood.errors import BadCheckpoint, WrongOrder
-from budwood.evaluate.intervals import RESAMPLES
+from budwood.intervals import RESAMPLES
 from budwood.records import Manifest, RunFolder
 from budwood.records.amounts import amount
 from budwood.records.amounts import size as size_words

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from budwood.errors import BadData
 from budwood.evaluate import metrics
-from budwood.evaluate.intervals import bootstrap, bootstrap_table, wilson
+from budwood.intervals import bootstrap, bootstrap_table, wilson
 from budwood.records import Score
 
 CLASSES = st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), min_size=1, max_size=40)
@@ -119,7 +119,7 @@ def test_bootstrap_is_seeded_and_its_chunks_do_not_matter(monkeypatch: pytest.Mo
     first = bootstrap(lambda sums: sums[:, 0] / sums[:, 1], columns, seed=4)
     assert bootstrap(lambda sums: sums[:, 0] / sums[:, 1], columns, seed=4) == first
     assert bootstrap(lambda sums: sums[:, 0] / sums[:, 1], columns, seed=5) != first
-    monkeypatch.setattr("budwood.evaluate.intervals.CELLS", 700)
+    monkeypatch.setattr("budwood.intervals.CELLS", 700)
     assert bootstrap(lambda sums: sums[:, 0] / sums[:, 1], columns, seed=4) == first
     table = np.array([[5, 1], [2, 9]])
     assert bootstrap_table(metrics.f1_of, table, seed=1) == bootstrap_table(metrics.f1_of, table, seed=1)

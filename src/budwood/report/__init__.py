@@ -1,0 +1,1 @@
+"""What runs came to, side by side: read from records only, never by running anything."""
