@@ -88,6 +88,7 @@ class Training:
     """For cloze: the words of each label, negative=terrible,positive=great|good."""
     accumulate: Annotated[int | None, Unlisted] = None
     learning_rate: Annotated[float | None, Unlisted] = None
+    rates: Annotated[str | None, Unlisted] = None
     rate_steps: Annotated[int | None, Unlisted] = None
     schedule: Annotated[str | None, Unlisted] = None
     warmup: Annotated[float | None, Unlisted] = None
@@ -100,6 +101,7 @@ class Training:
     test_rows: Annotated[int | None, Unlisted] = None
     save_every: Annotated[float | None, Unlisted] = None
     proof_steps: Annotated[int | None, Unlisted] = None
+    timed_batches: Annotated[str | None, Unlisted] = None
     samples: Annotated[int | None, Unlisted] = None
 
 

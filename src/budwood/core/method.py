@@ -124,6 +124,11 @@ class Method:
         return self.learning_rate
 
     @property
+    def grid(self) -> tuple[float, ...]:
+        """What a comparison tries: the learning rates worth trying, or its own and a third and three times of it."""
+        return self.rates_to_try or tuple(float(f"{self.learning_rate * k:.1g}") for k in (1 / 3, 1, 3))
+
+    @property
     def rates_to_try(self) -> tuple[float, ...]:
         """The learning rates worth trying with these fields, the lowest first."""
         return self.rates

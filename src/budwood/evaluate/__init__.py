@@ -13,6 +13,7 @@ from budwood.evaluate.generate import Generation as Generation
 from budwood.evaluate.generate import complete as complete
 from budwood.evaluate.generate import generate as generate
 from budwood.evaluate.generate import longest_of as longest_of
+from budwood.evaluate.latency import cache_bytes as cache_bytes
 from budwood.evaluate.latency import latency as latency
 from budwood.evaluate.loss import LossReport as LossReport
 from budwood.evaluate.loss import evaluate_loss as evaluate_loss

@@ -15,9 +15,9 @@ from budwood.errors import BadConfig, BadData
 from budwood.evaluate import metrics
 from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.inputs import class_logits
-from budwood.intervals import Floats, Integers
 from budwood.evaluate.loss import single_rows
 from budwood.evaluate.mode import evaluating
+from budwood.intervals import Floats, Integers
 from budwood.records import Score
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -62,6 +62,38 @@ def latency(
         per_token_s=None if per_token is None else max(0.0, per_token),
         how=f"median of {repeats} repeats after {warmup} warm-up{written}, {torch.get_num_threads()} threads",
     )
+
+
+def cache_bytes(model: Any, prompt_tokens: int = 8) -> int:
+    """Keys, values and states that a model holds after reading one made-up prompt; 0 for one that keeps none."""
+    if not model.can_generate():
+        return 0
+    settings = GenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, num_beams=1, pad_token_id=0)
+    ids = _made_up(model, 1, prompt_tokens)
+    with evaluating(model):
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            return_dict_in_generate=True,
+        )
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(found.get("past_key_values"), set()))
+
+
+def _tensors(part: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor that a cache holds, once, however it is made."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, list | tuple):
+        for inner in part:
+            yield from _tensors(inner, seen)
+    elif isinstance(part, dict):
+        yield from _tensors(list(part.values()), seen)
+    elif type(part).__module__.startswith("transformers."):
+        yield from _tensors(vars(part), seen)
 
 
 def _check(model: Any, *, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> None:

@@ -22,8 +22,8 @@ from budwood.evaluate import metrics
 from budwood.evaluate.ensemble import Ensemble, combined, log_mean
 from budwood.evaluate.head import Captured, Head, head_of, without_cache
 from budwood.evaluate.inputs import class_logits, fitted
-from budwood.intervals import Integers
 from budwood.evaluate.mode import evaluating
+from budwood.intervals import Integers
 from budwood.records import Score
 
 CHUNK_BYTES = 1 << 25

@@ -21,8 +21,8 @@ from typing import TypeAlias
 import numpy as np
 
 from budwood.errors import BadData, NotAvailable
-from budwood.intervals import RESAMPLES, quantiles
 from budwood.evaluate.metrics import mean, share
+from budwood.intervals import RESAMPLES, quantiles
 from budwood.records import Score
 
 References: TypeAlias = Sequence[str | Sequence[str]]

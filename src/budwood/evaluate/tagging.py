@@ -18,8 +18,8 @@ from budwood.evaluate import metrics
 from budwood.evaluate.batches import batches
 from budwood.evaluate.ensemble import Ensemble, combined
 from budwood.evaluate.generate import longest_of
-from budwood.intervals import Floats, Integers
 from budwood.evaluate.mode import evaluating
+from budwood.intervals import Floats, Integers
 from budwood.records import Score
 
 if TYPE_CHECKING:

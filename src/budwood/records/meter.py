@@ -61,6 +61,12 @@ class MemoryMeter:
         self.floor_bytes = psutil.Process().memory_info().rss
         """Resident bytes when the meter was made."""
 
+    def restart(self) -> None:
+        """Forget the peak so far, but not the floor: what comes is measured on its own."""
+        _marks.append(_high_water()[0])
+        self._first = len(_marks)
+        self._reset = _reset_high_water() and self._reset
+
     def read(self) -> Memory:
         """The peak so far."""
         mark, how = _high_water()

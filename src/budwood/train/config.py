@@ -16,44 +16,48 @@ CONFIG_VERSION = 1
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[hms])+")
-_COUNTED = re.compile(r"(\d+(?:\.\d+)?)(steps?|epochs?)")
+_COUNTED = re.compile(r"(\d+(?:\.\d+)?)([km]?)(steps?|epochs?|tokens?)")
 
-Unit = Literal["s", "steps", "epochs"]
+Unit = Literal["s", "steps", "epochs", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long to train: seconds of training steps, optimizer steps, or passes over the rows."""
+    """How long to train: seconds of training steps, optimizer steps, passes over the rows, or tokens of them."""
 
     amount: float
     """How many of `unit`."""
     unit: Unit
-    """"s" (seconds spent in training steps), "steps" or "epochs"."""
+    """"s" (seconds spent in training steps), "steps", "epochs" or "tokens" (prompt and learned ones)."""
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """The budget that `text` says: `90s`, `10m`, `1h30m`, `500steps`, `2epochs`, `0.5epochs`.
+        """The budget that `text` says: `90s`, `10m`, `1h30m`, `500steps`, `2epochs`, `0.5epochs`, `200ktokens`.
 
         Raises BadConfig for anything else, and for a budget of nothing.
         """
         word = text.strip().lower().replace(" ", "")
         if counted := _COUNTED.fullmatch(word):
-            unit: Unit = "steps" if counted[2].startswith("step") else "epochs"
-            budget = cls(float(counted[1]), unit)
+            units: dict[str, Unit] = {"step": "steps", "epoch": "epochs", "token": "tokens"}
+            many = {"": 1.0, "k": 1e3, "m": 1e6}[counted[2]]
+            budget = cls(float(counted[1]) * many, units[counted[3].removesuffix("s")])
         elif _DURATION.fullmatch(word):
             parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", word)
             budget = cls(sum(float(amount) * _SECONDS[unit] for amount, unit in parts), "s")
         else:
-            raise BadConfig(f"budget is {text!r}; write a time (10m, 1h30m, 90s), 500steps or 2epochs")
+            raise BadConfig(f"budget is {text!r}; write a time (10m, 1h30m, 90s), 500steps, 2epochs or 200ktokens")
         if budget.amount <= 0 or (budget.unit == "steps" and budget.amount % 1):
             raise BadConfig(f"budget is {text!r}; it must be more than nothing, and a whole number of steps")
         return budget
 
-    def steps(self, steps_per_epoch: int) -> int | None:
+    def steps(self, steps_per_epoch: int, tokens_per_epoch: int = 1) -> int | None:
         """Optimizer steps this budget amounts to; None if it is a time, which only the clock can tell."""
         if self.unit == "s":
             return None
-        return int(self.amount) if self.unit == "steps" else max(1, math.ceil(self.amount * steps_per_epoch))
+        if self.unit == "steps":
+            return int(self.amount)
+        epochs = self.amount if self.unit == "epochs" else self.amount / tokens_per_epoch
+        return max(1, math.ceil(epochs * steps_per_epoch))
 
     def __str__(self) -> str:
         return f"{self.amount:g}{self.unit}"
@@ -64,7 +68,7 @@ class TrainConfig:
     """How to train; what to train (model, data, method) is said beside it."""
 
     budget: str = "3epochs"
-    """How long: a time spent training (10m, 1h30m), 500steps or 2epochs."""
+    """How long: a time spent training (10m, 1h30m), 500steps, 2epochs or 200ktokens."""
     batch: int = 8
     """Rows per optimizer step, however many pieces they are computed in."""
     accumulate: int = 1
@@ -73,6 +77,8 @@ class TrainConfig:
     """Peak learning rate; none takes the method's own, or the best of those it names, tried for a few steps."""
     rate_steps: int = 20
     """Most steps at each learning rate that is tried where none is said; 0 tries none."""
+    rates: str | None = None
+    """Learning rates to try where none is said, as 1e-4+3e-4+1e-3; none tries those that the method names."""
     schedule: str = "linear"
     """What the learning rate does after warm-up: linear or cosine (both to zero), or constant."""
     warmup: float = 0.06
@@ -103,6 +109,8 @@ class TrainConfig:
     """Seconds between saves of what a run resumes from; 0 saves only when stopped and at the end."""
     proof_steps: int = 4
     """Steps after which every trained tensor must have moved; 0 proves it only at the end."""
+    timed_batches: str = "1"
+    """How many rows are answered at once where answers are timed; several as 1+8."""
     samples: int = 3
     """Held-out prompts answered by the base and by the trained model, kept in samples.jsonl."""
 
@@ -114,6 +122,18 @@ class TrainConfig:
         _choose("precision", self.precision, PRECISIONS)
         _check_device(self.device)
         _check_ranges(self)
+        _numbers("rates", self.rates or "1", float)
+        _numbers("timed_batches", self.timed_batches, int)
+
+    @property
+    def rates_given(self) -> tuple[float, ...]:
+        """`rates` as numbers, the lowest first."""
+        return tuple(sorted(set(_numbers("rates", self.rates, float)))) if self.rates else ()
+
+    @property
+    def batches_timed(self) -> tuple[int, ...]:
+        """`timed_batches` as numbers."""
+        return tuple(map(int, _numbers("timed_batches", self.timed_batches, int)))
 
     @property
     def parsed_budget(self) -> Budget:
@@ -222,6 +242,18 @@ def _number(name: str, value: object) -> object:
         return float(value)
     except ValueError:
         return value
+
+
+def _numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
+    """The numbers that a list such as 1+8 says. Raises BadConfig for anything else."""
+    try:
+        found = tuple(kind(part) for part in text.split("+"))
+    except ValueError:
+        found = ()
+    if not found or any(not 0 < one < math.inf for one in found):
+        example = "1+8" if kind is int else "1e-4+3e-4+1e-3"
+        raise BadConfig(f"{name} is {text!r}; write numbers above 0 joined by +, as {example}")
+    return found
 
 
 def _is_number(value: object) -> bool:

@@ -47,6 +47,11 @@ class Feed:
         """Steps that visit every row once."""
         return self.order.batches_per_epoch
 
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Prompt and learned tokens of every row, without padding."""
+        return max(1, sum(example.size for example in self.examples))
+
     def steps(self, start: Position) -> Iterator[tuple[Position, list[int]]]:
         """The steps from `start` on, each with the position after it and the examples it consists of."""
         return self.order.batches(start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,10 +13,10 @@ from budwood.core import adapters
 from budwood.core import parameters as parameters_of
 from budwood.data import Batch
 from budwood.errors import CannotFold
-from budwood.evaluate import latency
+from budwood.evaluate import cache_bytes, latency
 from budwood.evaluate.task import EvaluationResult
 from budwood.interop import save
-from budwood.records import Inference, Parameters, Quality, RunFolder, Speed, Timing, count
+from budwood.records import Inference, Parameters, Quality, RunFolder, Score, Speed, Timing, count
 from budwood.train.card import write_card
 from budwood.train.judging import Judge
 from budwood.train.loop import Fitted
@@ -27,6 +27,9 @@ from budwood.train.proof import Movement
 from budwood.train.setup import Prepared
 from budwood.train.stacking import load_on
 from budwood.train.verify import MergeReport, Reload, verify_merge, verify_reload
+
+if TYPE_CHECKING:
+    from budwood.train.baseline import Baseline
 
 CHECKED = 8
 """Held-out rows that saving and merging are checked on."""
@@ -46,12 +49,12 @@ class Saved:
     stored_bytes: int
 
 
-def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, observer: Observer) -> Saved:
+def save_and_prove(judge: Judge, folder: RunFolder, *, before: Baseline, observer: Observer) -> Saved:
     """Save, load into a fresh base, compare, merge a copy, compare, and time each.
 
     Raises VerificationFailed; the adapter and the state stay on disk for whoever wants to look.
     """
-    prepared, material = judge.prepared, judge.material
+    prepared, material = _trained(judge), judge.material
     name = prepared.adapter.name
     cloze = None if material.corpus.cloze is None else material.corpus.cloze.to_dict()
     save(prepared.model, folder.adapter, name=name, on=judge.job.on, task=material.corpus.task, cloze=cloze)
@@ -68,18 +71,22 @@ def save_and_prove(judge: Judge, folder: RunFolder, *, base_timing: Timing, obse
         allow_pickle=judge.job.allow_pickle,
     )
     observer.note(str(reload))
-    timing = time_answers(fresh, prepared.compute, judge.room)
+    batches = judge.job.config.batches_timed
+    timings = time_answers(fresh, prepared.compute, judge.room, batches)
+    with prepared.arithmetic():
+        more_cache = cache_bytes(fresh) - before.cache_bytes
     added_bytes = sum(
         count(parameters_of(fresh, one))[1] for one in adapters(fresh)
     )  # without what only training needs
-    merged, merged_timing = _merge(judge, fresh, folder.adapter, rows, observer)
+    merged, merged_timings = _merge(judge, fresh, folder.adapter, rows, observer)
     in_place = bool(prepared.adapter.unfrozen)
     inference = Inference(
-        timings=(timing,),
-        base_timings=(base_timing,),
+        timings=timings,
+        base_timings=before.timings,
         extra_weight_bytes=0 if in_place else added_bytes,
+        extra_cache_bytes_per_row=max(0, more_cache),
         mergeable=merged is not None,
-        merged_timings=None if merged_timing is None else (merged_timing,),
+        merged_timings=merged_timings,
     )
     return Saved(reload, merged, inference, sum(f.stat().st_size for f in folder.adapter.iterdir()))
 
@@ -93,12 +100,18 @@ def fresh_base(prepared: Prepared, material: Material, seed: int) -> Any:
     return fresh.to(prepared.device)
 
 
-def time_answers(model: Any, compute: torch.dtype, room: int | None) -> Timing:
-    """Prefill and per-token latency, in the run's arithmetic.  room: positions there are for text (`Judge.room`)."""
+def time_answers(
+    model: Any, compute: torch.dtype, room: int | None, batches: tuple[int, ...] = (1,)
+) -> tuple[Timing, ...]:
+    """Prefill and per-token latency, in the run's arithmetic.
+
+    room     positions there are for text (`Judge.room`)
+    batches  how many rows are answered at once, one timing for each
+    """
     context = room or 128
     tokens, more = min(64, context // 2), min(8, context // 4)
     with arithmetic(next(model.parameters()).device, compute):
-        return latency(model, prompt_tokens=tokens, new_tokens=more, repeats=3)
+        return tuple(latency(model, batch=batch, prompt_tokens=tokens, new_tokens=more, repeats=3) for batch in batches)
 
 
 def parameters(prepared: Prepared, stored_bytes: int) -> Parameters:
@@ -112,11 +125,11 @@ def parameters(prepared: Prepared, stored_bytes: int) -> Parameters:
     )
 
 
-def quality(after: EvaluationResult | None, before: EvaluationResult | None) -> tuple[Quality, ...]:
+def quality(after: EvaluationResult | None, before: Sequence[Score]) -> tuple[Quality, ...]:
     """The fourth dimension: each score with the base's beside it."""
     if after is None:
         return ()
-    base = {score.name: score for score in before.scores} if before is not None else {}
+    base = {score.name: score for score in before}
     return tuple(Quality(score=score, base=base.get(score.name)) for score in after.scores)
 
 
@@ -140,11 +153,17 @@ def finish_card(judge: Judge, folder: RunFolder, saved: Saved, movement: Movemen
         folder.adapter,
         job=judge.job,
         material=judge.material,
-        prepared=judge.prepared,
+        prepared=_trained(judge),
         scores=scores,
         rates=folder.manifest().rate_probe,
         proofs=(str(movement), str(saved.reload), str(saved.merge) if saved.merge else "cannot be merged"),
     )
+
+
+def _trained(judge: Judge) -> Prepared:
+    """What was trained; only a base that is examined alone has no adapter."""
+    assert isinstance(judge.prepared, Prepared)
+    return judge.prepared
 
 
 def _checked_rows(judge: Judge) -> list[Batch]:
@@ -155,9 +174,10 @@ def _checked_rows(judge: Judge) -> list[Batch]:
 
 def _merge(
     judge: Judge, fresh: Any, adapter: Path, rows: Sequence[Batch], observer: Observer
-) -> tuple[MergeReport | None, Timing | None]:
+) -> tuple[MergeReport | None, tuple[Timing, ...] | None]:
     """The merge of a float32 copy, checked; None where the method or the model does not allow one."""
-    prepared, name = judge.prepared, judge.prepared.adapter.name
+    prepared = _trained(judge)
+    name = prepared.adapter.name
     if prepared.compute == torch.bfloat16:
         del fresh
         fresh = judge.material.source.fresh(torch.float32, seed=judge.job.config.seed + OTHER_SEED).float()
@@ -170,4 +190,4 @@ def _merge(
     observer.note(str(report))
     if prepared.compute == torch.bfloat16:
         store_compactly(fresh)
-    return report, time_answers(fresh, prepared.compute, judge.room)
+    return report, time_answers(fresh, prepared.compute, judge.room, judge.job.config.batches_timed)

@@ -70,6 +70,8 @@ class Job:
     """Read adapters below it from pickle files, too, tensors and nothing else."""
     command: tuple[str, ...] = ()
     """What was typed, for the record."""
+    baseline: Path | None = None
+    """Run folder in which the untuned base was examined before, so that it need not be examined again."""
     recipe: Recipe | None = None
     """What is learned beside the data's own targets."""
 

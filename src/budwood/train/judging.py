@@ -28,7 +28,7 @@ from budwood.evaluate.task import EvaluationResult, Options, class_names
 from budwood.records import Score
 from budwood.train.job import Job
 from budwood.train.material import Material, spread
-from budwood.train.setup import Prepared
+from budwood.train.setup import Bare, Prepared
 
 ANSWER_TOKENS = 48
 """Most tokens of an answer shown to people."""
@@ -46,7 +46,7 @@ class Judge:
 
     job: Job
     material: Material
-    prepared: Prepared
+    prepared: Prepared | Bare
 
     def scores(self) -> list[Score]:
         """The short validation: loss, and what else the task is followed by, on at most `eval_rows` rows."""
@@ -95,8 +95,8 @@ class Judge:
     def room(self) -> int | None:
         """Positions that a text has beside the prompts that are trained or stand below, for the base as well."""
         context, attached = context_of(self.prepared.model), adapters(self.prepared.model)
-        names = (*self.prepared.below, self.prepared.adapter.name)
-        return None if context is None else context - sum(attached[name].method.positions_taken for name in names)
+        taken = sum(attached[name].method.positions_taken for name in self.prepared.names)
+        return None if context is None else context - taken
 
     @property
     def is_masked(self) -> bool:
@@ -133,7 +133,7 @@ class Judge:
     @contextmanager
     def base(self) -> Iterator[None]:
         """The base alone, as long as nothing was trained yet in place."""
-        if self.prepared.adapter.unfrozen:
+        if self.prepared.is_in_place:
             yield
             return
         with using(self.prepared.model, None):

@@ -71,7 +71,8 @@ def fit(
     standing = start or Standing(pieces=config.accumulate)
     if standing.step == 0:
         seed_everything(config.seed)
-    budget, total = config.parsed_budget, config.parsed_budget.steps(feed.steps_per_epoch)
+    budget = config.parsed_budget
+    total = budget.steps(feed.steps_per_epoch, feed.tokens_per_epoch)
     meter = Meter(threads=torch.get_num_threads())
     share = progress(budget, total, standing.step, standing.seconds)
     saved_at = time.monotonic()

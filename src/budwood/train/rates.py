@@ -56,12 +56,14 @@ class RatePlan:
 def plan_rates(method: Method, config: TrainConfig, *, total_steps: float) -> RatePlan | None:
     """What to try before a run of about `total_steps`; None where a rate is said, nothing is named, or it is too short.
 
-    All trials together cost at most a tenth of the run's steps, or 40, whichever is more, and each a quarter of them.
+    All trials together cost at most a tenth of the run's steps, or 40, whichever is more, and each a quarter of them;
+    where the config names the rates, each a quarter of the run's steps.
     """
-    rates = method.rates_to_try
+    rates = config.rates_given or method.rates_to_try
     if config.learning_rate is not None or len(rates) < 2:
         return None
-    steps = int(min(config.rate_steps, max(MOST_SHARE * total_steps, FEW) / len(rates), total_steps / 4))
+    share = total_steps if config.rates_given else max(MOST_SHARE * total_steps, FEW) / len(rates)
+    steps = int(min(config.rate_steps, share, total_steps / 4))
     return RatePlan(rates=rates, steps=steps) if steps >= FEWEST else None
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from budwood.assets import load_model, load_tokenizer, resolve_model
 from budwood.core import Method
-from budwood.data import Row, Template
+from budwood.data import Template
 from budwood.data.corpus import Task
 from budwood.data.pattern import Verbalizer
 from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
-from budwood.evaluate.task import EvaluationResult
 from budwood.methods import method_from_dict
-from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score, Timing
+from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score
+from budwood.train.baseline import Baseline, examine
 from budwood.train.checkpoint import Standing, has_begun, has_state, load_state, save_state
 from budwood.train.config import TrainConfig
-from budwood.train.finish import finish_card, parameters, quality, save_and_prove, time_answers, whole_speed
+from budwood.train.finish import finish_card, parameters, quality, save_and_prove, whole_speed
 from budwood.train.job import Job, as_config
 from budwood.train.judging import Judge
 from budwood.train.loop import Fitted, Saving, fit
@@ -192,6 +192,7 @@ def resume(
     root: str | Path = "runs",
     offline: bool | None = None,
     recipe: Callable[[dict[str, Any]], tuple[dict[str, Any], Recipe]] | None = None,
+    baseline: Path | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Go on with a run where its state was saved, as if it had not stopped.
@@ -199,6 +200,7 @@ def resume(
     run               its folder, its name in `root`, "latest", or a `Run`
     model, data, tokenizer   only for those that were objects in memory
     offline           never ask the network; None keeps what the run was started with
+    baseline          run folder in which the untuned base was examined before
     recipe            takes what config.yaml says of a recipe out of it: (the rest, the recipe)
 
     Raises BadCheckpoint without a readable state, WrongOrder if it is finished or still running, BadConfig if data or
@@ -225,6 +227,7 @@ def resume(
         model=job.model if model is None else model,
         data=job.data if data is None else data,
         tokenizer=tokenizer,
+        baseline=baseline,
         offline=job.offline if offline is None else offline,
         command=manifest.command,
     )
@@ -242,31 +245,20 @@ def _as_probed(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     return replace(config, learning_rate=rate, rate_steps=0)
 
 
-@dataclass(frozen=True)
-class _Before:
-    """How the base did, before anything was trained."""
-
-    scores: EvaluationResult | None
-    timing: Timing
-    asked: Sequence[Row]
-    """The held-out rows that are answered for people."""
-    answers: Sequence[str]
-
-
 def _carry_out(started: Started, folder: RunFolder, observer: Recorder, *, is_resumed: bool) -> Run:
     """Everything after preflight; the folder's status tells how it ended."""
     with told_status(folder, is_claimed=not is_resumed) as status:
         _do_before(started, folder, observer, is_resumed=is_resumed)
         started = _at_the_best_rate(started, folder, observer)
         judge = Judge(started.job, started.material, started.prepared)
-        before = _examine_base(judge)
+        before = examine(judge)
         ledger = Ledger(started.prepared, started.objective, started.feed, after=started.job.config.proof_steps)
         standing = _take_up(started, status, observer) if is_resumed else started.beginning
         fitted = _train(started, folder, judge, before, ledger, observer, standing)
         memory = started.memory()
         movement = ledger.finish(fitted.standing.step)
         observer.note(str(movement))
-        saved = save_and_prove(judge, folder, base_timing=before.timing, observer=observer)
+        saved = save_and_prove(judge, folder, before=before, observer=observer)
         scores = _examine_trained(judge, before, folder, fitted.standing.step, observer)
         folder.write_result(
             Result(
@@ -311,19 +303,8 @@ def _at_the_best_rate(started: Started, folder: RunFolder, observer: Recorder) -
     )
     folder.probed(probe)
     observer.note(f"learning rate: {probe}")
+    started.meter.restart()
     return replace(started, prepared=replace(started.prepared, learning_rate=probe.rate))
-
-
-def _examine_base(judge: Judge) -> _Before:
-    """Scores, latency and answers of the base; a resumed run finds the same again."""
-    with judge.base():
-        asked = judge.samples()
-        return _Before(
-            scores=judge.examine(),
-            timing=time_answers(judge.prepared.model, judge.prepared.compute, judge.room),
-            asked=asked,
-            answers=judge.answers(asked),
-        )
 
 
 def _take_up(started: Started, status: Status, observer: Recorder) -> Standing:
@@ -339,7 +320,7 @@ def _train(
     started: Started,
     folder: RunFolder,
     judge: Judge,
-    before: _Before,
+    before: Baseline,
     ledger: Ledger,
     observer: Recorder,
     standing: Standing,
@@ -373,7 +354,7 @@ def _train(
 
 
 def _examine_trained(
-    judge: Judge, before: _Before, folder: RunFolder, step: int, observer: Recorder
+    judge: Judge, before: Baseline, folder: RunFolder, step: int, observer: Recorder
 ) -> tuple[Quality, ...]:
     """Scores, predictions and answers of the trained model, written down beside the base's."""
     after = judge.examine()

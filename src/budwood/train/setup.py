@@ -53,6 +53,16 @@ class Prepared:
     """What the loss trains for itself (a distillation's projections): no part of the model, saved with the state."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every adapter on the model, the lowest first."""
+        return (*self.below, self.adapter.name)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether parameters of the base itself are trained."""
+        return bool(self.adapter.unfrozen)
+
+    @property
     def optimized(self) -> dict[str, nn.Parameter]:
         """Everything that the optimizer changes."""
         return {**self.parameters, **self.beside}
@@ -75,6 +85,24 @@ class Prepared:
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Forwards inside use the run's precision; training, validation and answers alike."""
+        with arithmetic(self.device, self.compute):
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare:
+    """A model with nothing attached, ready to be judged."""
+
+    model: PreTrainedModel
+    device: torch.device
+    compute: torch.dtype
+    names: tuple[str, ...] = ()
+    is_in_place: bool = True
+    """The model is the base as it is; there is nothing to leave out."""
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Forwards inside use the run's precision."""
         with arithmetic(self.device, self.compute):
             yield
 

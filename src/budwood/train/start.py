@@ -23,7 +23,7 @@ from budwood.train.job import Job
 from budwood.train.material import Material, gather
 from budwood.train.objective import OBJECTIVES, Objective
 from budwood.train.precision import resolve_device, resolve_precision, store_compactly
-from budwood.train.preflight import Preflight, data_facts, preflight
+from budwood.train.preflight import DataFacts, Preflight, data_facts, preflight
 from budwood.train.probe import probe
 from budwood.train.randomness import seed_everything
 from budwood.train.recipe import Lesson, Say
@@ -78,33 +78,48 @@ class Started:
 
     def machine(self) -> Machine:
         """On what it runs."""
-        device = self.prepared.device
-        found: tuple[Accelerator, ...] = ()
-        if device.type == "cuda":
-            facts = torch.cuda.get_device_properties(device)
-            found = (
-                Accelerator(
-                    name=facts.name,
-                    memory_bytes=facts.total_memory,
-                    capability=f"{facts.major}.{facts.minor}",
-                    driver=torch.version.cuda,
-                ),
-            )
-        return machine(device=str(device), threads=torch.get_num_threads(), accelerators=found)
+        return machine_of(self.prepared.device)
 
     def data_record(self) -> dict[str, Json]:
         """The content of data.json."""
-        corpus = self.material.corpus
-        return {
-            "data": self.job.data_name,
-            "hash": corpus.hash(),
-            "splits": {name: len(rows) for name, rows in corpus.splits.items()},
-            "labels": list(corpus.labels) if corpus.labels else None,
-            "notes": list(corpus.notes),
-            "template": self.material.train.template,
-            "train": asdict(self.material.train.report),
-            "facts": asdict(self.facts.data),
-        }
+        return data_record(self.job, self.material, self.facts.data)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """This machine, computing on a device."""
+    found: tuple[Accelerator, ...] = ()
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        found = (
+            Accelerator(
+                name=facts.name,
+                memory_bytes=facts.total_memory,
+                capability=f"{facts.major}.{facts.minor}",
+                driver=torch.version.cuda,
+            ),
+        )
+    return machine(device=str(device), threads=torch.get_num_threads(), accelerators=found)
+
+
+def data_record(job: Job, material: Material, facts: DataFacts) -> dict[str, Json]:
+    """The content of data.json."""
+    corpus = material.corpus
+    return {
+        "data": job.data_name,
+        "hash": corpus.hash(),
+        "splits": {name: len(rows) for name, rows in corpus.splits.items()},
+        "labels": list(corpus.labels) if corpus.labels else None,
+        "notes": list(corpus.notes),
+        "template": material.train.template,
+        "train": asdict(material.train.report),
+        "facts": asdict(facts),
+    }
+
+
+def facts_of(material: Material) -> DataFacts:
+    """What is learned from. Raises BadData where most rows have nothing to learn."""
+    held = len(material.corpus.rows(material.held_split)) if material.held_split else 0
+    return data_facts(material.corpus, material.train, held, material.tokenizer)
 
 
 def start(job: Job, *, say: Say | None = None) -> Started:
@@ -114,8 +129,7 @@ def start(job: Job, *, say: Say | None = None) -> Started:
     """
     meter = MemoryMeter()
     material = gather(job, say=say)
-    held = len(material.corpus.rows(material.held_split)) if material.held_split else 0
-    data = data_facts(material.corpus, material.train, held, material.tokenizer)
+    data = facts_of(material)
     device = resolve_device(job.config.device)
     compute = resolve_precision(job.config.precision, device)
     compact = compute == torch.bfloat16 and material.source.given is None

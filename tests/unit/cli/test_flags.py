@@ -38,9 +38,9 @@ SHOWN: dict[str, str] = {
     "doctor": f"--offline {TALK}",
 }
 TRAINING = (
-    "--on --task --pattern --verbalizer --accumulate --learning-rate --rate-steps --schedule --warmup --weight-decay "
-    "--clip --gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows --test-rows "
-    f"--save-every --proof-steps --samples {ALSO_MACHINE}"
+    "--on --task --pattern --verbalizer --accumulate --learning-rate --rates --rate-steps --schedule --warmup "
+    "--weight-decay --clip --gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows "
+    f"--test-rows --save-every --proof-steps --timed-batches --samples {ALSO_MACHINE}"
 )
 HIDDEN: dict[str, str] = {
     **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
