@@ -55,6 +55,11 @@ VERBS: dict[str, Verb] = {
         "budwood shrink demo-lm reviews.csv --to 0.5 --min-quality 0.95\n"
         "MODEL is a model or a run. Also --to-params 80M, --latency 0.6, --tune, and others (docs/howto/shrink.md).",
     ),
+    "compare": Verb(
+        "compare:compare", TRAIN, "Train several methods on the same rows, and see which to use.",
+        "budwood compare demo-lm faq.jsonl --method lora --method adapter-p --seeds 3\n"
+        "The flags of train work, too; --no-search takes each method's own learning rate (docs/howto/compare.md).",
+    ),
     "eval": Verb(
         "evaluate:evaluate", USE, "Score a run or an adapter on held-out rows, beside its base.",
         "budwood eval latest test.jsonl",
@@ -81,6 +86,10 @@ VERBS: dict[str, Verb] = {
     "methods": Verb(
         "methods:methods", LOOK, "List the methods, or explain one: formula, paper, fields.",
         "budwood methods lora",
+    ),
+    "report": Verb(
+        "report:report", LOOK, "Runs or a comparison as a page, a table, or a picture.",
+        "budwood report runs/20261123-094512-compare-demo-lm --to html,md,csv,json,tex,png",
     ),
     "data": Verb("data:app", LOOK, "Show, check, clean and split data."),
     "runs": Verb("runs:app", LOOK, "List and show runs."),

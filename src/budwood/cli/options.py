@@ -162,6 +162,32 @@ class Shrinks(Training):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Comparisons(Training):
+    """How to compare: the settings of `budwood.compare.run.Comparing`, and those of `budwood train` for every run."""
+
+    method: Annotated[tuple[str, ...], Parameter(negative=())] = ()  # type: ignore[assignment]  # several here
+    """A method to compare, as lora or lora:rank=16; repeat it for several. [all that work alone]"""
+    budget: str | None = None
+    """What each run may train: 200steps, 1epochs, 100ktokens or 5m. [200steps, at most 3 epochs]"""
+    out: Path | None = None
+    """Folder of the comparison; one that is there is gone on with. [runs/DATE-compare-MODEL]"""
+    resume: str | None = None
+    """Go on with a comparison: its folder; nothing else is needed."""
+    dry_run: bool = False
+    """Say what each method would need, and how long all would take; nothing is kept."""
+    force: Annotated[bool, Unlisted] = False
+    seeds: int | None = None
+    """How many seeds each method is trained with. [1]"""
+    memory: str | None = None
+    """Peak memory that no run may exceed, as 6GiB."""
+    search: Annotated[bool | None, Parameter(show=False, negative="--no-search")] = None
+    """Try three learning rates for each method, with the first seed."""
+    ray: Annotated[bool, Unlisted] = False
+    """Do the runs as Ray tasks, one a device."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where and how a verb computes."""
 

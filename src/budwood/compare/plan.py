@@ -36,14 +36,21 @@ def contenders_of(methods: Sequence[str | Method | Mapping[str, Any]]) -> tuple[
     for said in methods or default_methods():
         if said == BASE:
             continue
-        method = said if isinstance(said, Method) else method_from_dict(said)
-        label = said if isinstance(said, str) else label_of(method)
+        label, method = _labelled(said)
         if label in found:
             raise BadConfig(f"method {label} is there twice; name each once, or give them different fields")
         found[label] = Contender(label=label, method=method_to_dict(method))
     if len(found) == 1:
         raise BadConfig("there is no method to compare; name some, as --method lora, or none for all of them")
     return tuple(found.values())
+
+
+def _labelled(said: Any) -> tuple[str, Method]:
+    """(what people call it, the method) of a word, a mapping, a value, or of a label with its mapping."""
+    if isinstance(said, tuple):
+        return str(said[0]), method_from_dict(said[1])
+    method = said if isinstance(said, Method) else method_from_dict(said)
+    return (said if isinstance(said, str) else label_of(method)), method
 
 
 def label_of(method: Method) -> str:

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import yaml
@@ -140,7 +141,7 @@ def compare_job(job: Job, wanted: Comparing, *, listener: Listener | None = None
         command=job.command, model=job.model_name, data=job.data_name, budget=job.config.budget, seeds=seeds,
         limits=limits, contenders=contenders,
     )  # fmt: skip
-    held = _held(folder, job, comparison)
+    held = _held(folder, {**_settings(job), "search": wanted.search}, comparison)
     with closing(_pool(folder, wanted, job)) as pool:
         runner = _Runner(folder, job, wanted, held, pool, listener or Unheard())
         runner.run()
@@ -188,9 +189,14 @@ class _Runner:
             self.listener.plan(self.comparison)
             for seed in self.comparison.seeds:
                 self._do(plan, [one for one in self.comparison.items if one.seed == seed and one.label != BASE])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             self._end("interrupted")
-            raise
+            told = KeyboardInterrupt(
+                "stopped; what was finished is kept, and what was running has saved its state; go on with: "
+                f"budwood compare --resume {quote(str(self.folder.path))}"
+            )
+            told.exit_code = vars(stop).get("exit_code", 130)  # type: ignore[attr-defined]  # of the command line
+            raise told from stop
         except BaseException:
             self._end("failed")
             raise
@@ -331,19 +337,40 @@ def _new_folder(job: Job) -> Path:
     return job.root / stem
 
 
-def _held(folder: ComparisonFolder, job: Job, comparison: Comparison) -> Comparison:
+def resume(where: str | Path, *, ray: bool = False, listener: Listener | None = None) -> Any:
+    """Go on with the comparison in a folder: what is finished is not done again.
+
+    Raises NotAvailable where there is none, and what `compare` does.
+    """
+    folder = ComparisonFolder(Path(where))
+    record, said = folder.read(), yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    search = bool(said.pop("search", True))
+    job = replace(Job.from_dict(said), out=folder.path, command=record.command)
+    memory = record.limits.get("memory_bytes")
+    wanted = Comparing(
+        methods=tuple((one.label, one.method) for one in record.contenders if one.label != BASE),
+        seeds=record.seeds,
+        memory=None if memory is None else str(memory),
+        search=search,
+        ray=ray,
+    )
+    return compare_job(job, wanted, listener=listener)
+
+
+def _held(folder: ComparisonFolder, settings: dict[str, Json], comparison: Comparison) -> Comparison:
     """The comparison with what is in its folder already, which is made where it is not there.
 
     Raises BadConfig where something else is there, or other settings; WrongOrder where it is still running.
     """
-    said = yaml.safe_dump(plain(_settings(job)), sort_keys=False, allow_unicode=True)
+    settings = plain(settings)
+    said = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     path = folder.path / "config.yaml"
     if folder.file.is_file():
         old = folder.read()
         if old.status == "running":
             raise WrongOrder(f"{folder.path} is still being compared by process {(old.process or {}).get('pid')}")
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for name, value in plain(_settings(job)).items():
+        for name, value in settings.items():
             if before.get(name) != value:
                 raise BadConfig(
                     f"{folder.path} compares with {name} {before.get(name)}, and now it is {value}; runs would not be "
