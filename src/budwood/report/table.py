@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from budwood.records import Contender, RateProbe
@@ -175,6 +175,8 @@ class Table:
     """finished, running, interrupted, failed."""
     waiting: tuple[str, ...]
     """Runs that are not done yet."""
+    between: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """between[a][b]: how much better a is than b, paired; simultaneous over all pairs of compared methods."""
 
     def method(self, label: str) -> Method:
         """The one of that label; KeyError for one that there is not."""
