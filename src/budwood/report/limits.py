@@ -127,7 +127,11 @@ def _breach(method: Method, name: str, limit: float, metric: Metric | None) -> B
         return Breach(inf, f"its {what} was not measured, and the limit is {say(limit)}")
     times = (limit / value if value > 0 else inf) if upside else value / limit
     word = "less" if upside else "more"
-    return Breach(times, f"{what} {say(value)}, {say(abs(value - limit))} {word} than the {say(limit)} allowed") if times > 1 else None
+    return (
+        Breach(times, f"{what} {say(value)}, {say(abs(value - limit))} {word} than the {say(limit)} allowed")
+        if times > 1
+        else None
+    )
 
 
 def _number(name: str, text: str | float | None, units: Mapping[str, float], like: str) -> float | None:

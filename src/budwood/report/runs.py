@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-
 from budwood.errors import NotAvailable, WrongOrder
 from budwood.records import BASE, Comparison, ComparisonFolder, Contender, Item, Manifest, Result, RunFolder
 from budwood.records.files import Json
@@ -240,5 +239,3 @@ def _unfinished(found: Found, path: Path) -> str:
         return f"no run has finished yet ({waiting[0]}); go on with: budwood train --resume {path}"
     first = f" ({failures[0]})" if failures else ""
     return f"no run in {path} has finished{first}; mend that, then compare again"
-
-

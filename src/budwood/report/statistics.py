@@ -1,8 +1,8 @@
 """How sure comparisons are: methods that were scored on the same rows, with several seeds each.
 
 Two levels: rows are drawn anew in common for all methods (bootstrap, Efron 1979); what the seed does is drawn from a
-normal distribution with the spread of the seeds, pooled over methods and with the tails of Student's t, since three seeds
-are too few to be drawn from.  Every metric here is a sum over rows divided by another.
+normal distribution with the spread of the seeds, pooled over methods and with the tails of Student's t, since three
+seeds are too few to be drawn from.  Every metric here is a sum over rows divided by another.
 """
 
 from __future__ import annotations
