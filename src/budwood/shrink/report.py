@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -55,7 +55,12 @@ def write_report(folder: RunFolder, stages: Sequence[Stage]) -> Path:
     """
     if not stages:
         raise WrongOrder(f"{folder.path} has no stage yet, so there is nothing to report; wait for the first one")
-    filters = {"plain_number": plain_number, "quoted": repr, "tight": _tight, "sizes": sizes}
+    filters: dict[str, Callable[..., object]] = {
+        "plain_number": plain_number,
+        "quoted": repr,
+        "tight": _tight,
+        "sizes": sizes,
+    }
     write_text(folder.report, render("budwood.shrink", "report.html", _content(folder, stages), filters))
     return folder.report
 
