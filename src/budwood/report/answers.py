@@ -80,7 +80,9 @@ def folded(text: str, letters: int) -> Text:
 def _answer(text: str, labels: list[str], letters: int, *, measure: str, usual: str | None, reference: str) -> Answer:
     parts = folded(text, letters)
     return Answer(
-        pieces=_apart(measure, parts.head) if measure and text != measure else ((parts.head, False),),
+        pieces=_apart(measure, parts.head)
+        if measure and text != measure
+        else ((parts.head, False),) * bool(parts.head),
         rest=parts.rest,
         labels=tuple(labels),
         is_right=bool(reference) and text == reference,
@@ -92,9 +94,11 @@ def _apart(measure: str, text: str) -> tuple[tuple[str, bool], ...]:
     """The text in pieces, each with whether `measure` lacks it."""
     old, new = (re.findall(r"\s*\S+", side)[:WORDS] for side in (measure, text))
     if not new:
-        return ((text, False),)
+        return ()
     steps = SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new], autojunk=False)
-    pieces = [
-        ("".join(new[start:end]), kind != "equal") for kind, _, _, start, end in steps.get_opcodes() if end > start
-    ]
-    return (*pieces, (text[sum(map(len, new)) :], False))
+    pieces = []
+    for kind, _, _, start, end in steps.get_opcodes():
+        run = "".join(new[start:end])
+        words = run.lstrip()
+        pieces += [(run[: len(run) - len(words)], False), (words, kind != "equal")]
+    return tuple(piece for piece in (*pieces, (text[sum(map(len, new)) :], False)) if piece[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
+from budwood.records import BASE
 from budwood.records.amounts import NONE, amount, duration, milliseconds, percent, plain_number, size
 from budwood.report.table import Estimate, Method, Metric, Table
 
@@ -20,6 +21,8 @@ class Cell:
     text: str
     beside: str = ""
     """Said smaller."""
+    mark: str = ""
+    """What is to be seen at once."""
     value: float | None = None
     """What the column is sorted by."""
     bar: float | None = None
@@ -52,8 +55,8 @@ def say_quality(metric: Metric | None, value: float) -> str:
 def say_difference(metric: Metric | None, value: float) -> str:
     """A difference with its sign, in the metric's unit of differences."""
     if metric is not None and metric.name in SHARES:
-        return f"{100 * value:+.1f}"
-    return f"{value:+.3g}"
+        return f"{100 * value + 0.0:+.1f}"
+    return f"{value + 0.0:+.3f}"
 
 
 def columns(table: Table, methods: Sequence[Method]) -> list[Column]:
@@ -66,8 +69,10 @@ def _quality(table: Table, methods: Sequence[Method]) -> list[Column]:
     name, unit = (metric.name.replace("_", " "), metric.difference) if metric else ("quality", "points")
     better = "higher" if metric is None or metric.higher_is_better else "lower"
     low, high = _range([method.quality for method in methods], zero=metric is not None and metric.name in SHARES)
-    differences = [estimate for method in methods for estimate in (method.over_base, method.below_best)]
-    reach = max((abs(end) for one in differences if one for end in (one.low, one.high)), default=1.0) or 1.0
+    above, below = (
+        _reach([one.over_base for one in methods]),
+        _reach([one.below_best for one in methods if one.label != BASE]),
+    )
     return [
         Column(
             group="Quality",
@@ -81,7 +86,7 @@ def _quality(table: Table, methods: Sequence[Method]) -> list[Column]:
             heading="against the base",
             meaning=f"Difference to the untuned model on the same rows, in {unit}; positive is better.",
             is_high_first=True,
-            cells=tuple(_difference(method.over_base, metric, reach) for method in methods),
+            cells=tuple(_difference(method.over_base, metric, above) for method in methods),
         ),
         Column(
             group="Quality",
@@ -89,7 +94,7 @@ def _quality(table: Table, methods: Sequence[Method]) -> list[Column]:
             meaning=f"Difference to the best observed, in {unit}, with an interval that holds for all methods at once. "
             "A method whose interval reaches zero cannot be told from the best.",
             is_high_first=True,
-            cells=tuple(_below(method, metric, reach) for method in methods),
+            cells=tuple(_below(method, metric, below) for method in methods),
         ),
     ]
 
@@ -97,7 +102,13 @@ def _quality(table: Table, methods: Sequence[Method]) -> list[Column]:
 def _below(method: Method, metric: Metric | None, reach: float) -> Cell:
     if method.is_best:
         return Cell(text="best observed", value=0.0)
-    return _difference(method.below_best, metric, reach)
+    found = _difference(method.below_best, metric, reach)
+    return replace(found, mark="cannot be told apart") if method.may_be_best and method.below_best else found
+
+
+def _reach(differences: Sequence[Estimate | None]) -> float:
+    """The furthest from nothing."""
+    return max((abs(end) for one in differences if one is not None for end in (one.low, one.high)), default=0.0) or 1.0
 
 
 def _costs(methods: Sequence[Method]) -> list[Column]:

@@ -27,7 +27,12 @@ BELOW = 3.0
 """How many times the median shortfall still lies inside the plot; what is worse stands at its edge."""
 
 Box = tuple[float, float, float, float]
-_SIDES = ((1, 0), (-1, 0), (1, -0.8), (-1, -0.8), (1, 0.8), (-1, 0.8), (0, -1.2), (0, 1.4), (1, -2), (1, 2), (-1, 2))
+_BESIDE = ((1, 0), (-1, 0), (1, -0.8), (-1, -0.8), (1, 0.8), (-1, 0.8))
+_FURTHER = tuple(
+    (side * far, down) for far in (3, 5, 8, 12) for down in (-2, 2, -4, 4, -7, 7, -11, 11) for side in (1, -1)
+)
+_SIDES: tuple[tuple[float, float], ...] = (*_BESIDE, *_FURTHER)
+"""Where a label may stand, in marker sizes from its point, the nearest first."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,8 @@ def _costs(values: Sequence[float], limit: float | None) -> Scale:
     low, high = min(every), max(every)
     if high > WIDE * low:
         return Scale(low=low / 1.6, high=high * 1.6, start=LEFT, end=WIDTH - RIGHT, is_log=True)
-    return Scale(low=0.0, high=high * 1.08, start=LEFT, end=WIDTH - RIGHT)
+    room = 0.1 * (high - low) or 0.1 * high
+    return Scale(low=max(0.0, low - room), high=high + room, start=LEFT, end=WIDTH - RIGHT)
 
 
 def _inside(up: Scale, value: float) -> float:
@@ -210,14 +216,14 @@ def _free(spot: Spot, taken: Sequence[Box]) -> tuple[Label | None, Box | None]:
     text = cut(spot.method)
     for right, down in _SIDES:
         x, y = spot.x + right * (RADIUS + 4), spot.y + down * (RADIUS + 6)
-        start = x - len(text) * LETTER * (1 - right) / 2
+        start = x if right > 0 else x - len(text) * LETTER
         box = (start, y - LINE / 2, start + len(text) * LETTER, y + LINE / 2)
         if box[0] < LEFT + 2 or box[2] > WIDTH or box[1] < 0 or box[3] > HEIGHT - BOTTOM - 1:
             continue
         if all(box[2] <= a or box[0] >= c or box[3] <= b or box[1] >= d for a, b, c, d in taken):
-            anchor = {1: "start", -1: "end", 0: "middle"}[right]
+            anchor = "start" if right > 0 else "end"
             return (
-                Label(text=text, x=x, y=y, anchor=anchor, from_x=spot.x, from_y=spot.y, is_apart=abs(down) > 1.5),
+                Label(text=text, x=x, y=y, anchor=anchor, from_x=spot.x, from_y=spot.y, is_apart=abs(right) > 1),
                 box,
             )
     return None, None

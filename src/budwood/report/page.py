@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class Row:
     method: Method
     cells: tuple[Cell, ...]
     mark: str
-    """"recommended", "cannot be told from the best", "untuned"."""
+    """"recommended", "over a limit", "untuned model", or nothing."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,22 @@ def page(table: Table, pick: Pick) -> str:
         "better": "higher" if table.metric is None or table.metric.higher_is_better else "lower",
         "total": len(table.samples),
     }
-    filters: dict[str, Callable[..., object]] = {"cut": cut, "brief": lambda text: shortened(text, LETTERS)}
+    filters: dict[str, Callable[..., object]] = {"cut": cut, "brief": _brief, "pieces": _pieces}
     text = ""
     for count, letters in FITS:
         text = render("budwood.report", "page.html", {**content, "samples": _samples(table, count, letters)}, filters)
         if len(text.encode()) < MOST_BYTES:
             break
     return text
+
+
+def _brief(text: str, letters: int = LETTERS) -> str:
+    return shortened(text, letters)
+
+
+def _pieces(label: str) -> list[str]:
+    """A label in the pieces between which a line may break."""
+    return re.findall(r"[^:,=]+[:,=]?|[:,=]", label)
 
 
 def _say(table: Table) -> Callable[[float], str]:
@@ -134,8 +144,6 @@ def _rows(methods: Sequence[Method], found: Sequence[Column], pick: Pick) -> lis
             return "recommended"
         if method.label in pick.over_limits:
             return "over a limit"
-        if method.may_be_best and not method.is_best:
-            return "cannot be told from the best"
         return "untuned model" if method.label == BASE else ""
 
     return [Row(one, tuple(column.cells[i] for column in found), mark(one)) for i, one in enumerate(methods)]
@@ -176,7 +184,7 @@ def _searches(table: Table) -> list[Search]:
             label=label,
             tried=tuple(
                 Tried(
-                    f"{trial.rate:g}",
+                    f"{trial.rate:.3g}",
                     "diverged" if trial.loss is None else plain_number(trial.loss),
                     shortened(trial.error or "", 120),
                     0.0 if trial.loss is None else round(100 * max(0.0, probe.before - trial.loss) / most, 1),
