@@ -10,7 +10,7 @@ from budwood.records.amounts import amount, duration, milliseconds, size
 from budwood.report.table import Method
 
 BYTES = (1.0, 2.0**10, 2.0**20, 2.0**30, 2.0**40)
-SECONDS = (1e-3, 1.0, 60.0, 3600.0)
+SECONDS = (1e-3, 1.0, 15.0, 60.0, 3600.0)
 COUNT = (1.0,)
 
 
@@ -80,5 +80,6 @@ DIMENSIONS = (
 
 
 def brief(words: str) -> str:
-    """The words of a round number without what is zero: 5 MiB, 10 m."""
-    return re.sub(r"\.0+(?!\d)", "", words).removesuffix(" 00 s").removesuffix(" 00 m")
+    """The words of a round number without what is zero: 5 MiB, 10k, 10 m."""
+    short = re.sub(r"(\.\d*?)0+(?!\d)", r"\1", words)
+    return re.sub(r"\.(?!\d)", "", short).removesuffix(" 00 s").removesuffix(" 00 m")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from statistics import median
@@ -13,9 +13,9 @@ from budwood.report.scale import Scale, Tick
 from budwood.report.table import Method, Table
 
 WIDTH, HEIGHT = 560, 370
-LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 52
+LEFT, RIGHT, TOP, BOTTOM = 66, 26, 14, 52
 """Room around a plot."""
-LETTER, LINE, RADIUS = 6.6, 14.0, 6.0
+LETTER, LINE, RADIUS = 7.2, 14.0, 6.0
 """Room that a letter, a line of text and a marker take."""
 LABEL = 18
 """Letters of a label inside a drawing."""
@@ -28,9 +28,7 @@ BELOW = 3.0
 
 Box = tuple[float, float, float, float]
 _BESIDE = ((1, 0), (-1, 0), (1, -0.8), (-1, -0.8), (1, 0.8), (-1, 0.8))
-_FURTHER = tuple(
-    (side * far, down) for far in (3, 5, 8, 12) for down in (-2, 2, -4, 4, -7, 7, -11, 11) for side in (1, -1)
-)
+_FURTHER = tuple((side * far, down) for far in (3, 5) for down in (-2, 2, -4, 4, -6, 6) for side in (1, -1))
 _SIDES: tuple[tuple[float, float], ...] = (*_BESIDE, *_FURTHER)
 """Where a label may stand, in marker sizes from its point, the nearest first."""
 
@@ -146,19 +144,19 @@ def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> 
         for method, cost, quality in shown
     ]
     kept = front([(cost, sign * quality.value) for _, cost, quality in shown])
-    corners = [(bare[place].x, bare[place].y) for place in kept]
+    corners = [(bare[place].x, bare[place].y) for place in kept if not bare[place].is_beyond]
     base = next((method.quality for method in table.methods if method.label == BASE), None)
     seen = {method.label for method, _, _ in shown} | {BASE}
     return Scatter(
         dimension=dimension,
-        spots=tuple(_labelled(bare)),
+        spots=_labelled(bare, kept),
         front=_steps(corners),
         on_front=tuple(bare[place].method for place in kept),
         across=across.ticks(6, lambda value: brief(dimension.say(value)), dimension.units),
         up=up.ticks(6, lambda value: brief(say(value))),
         is_log=across.is_log,
-        limit=None if limit is None else Tick(across(limit), f"limit: {brief(dimension.say(limit))}"),
-        floor=None if least is None else Tick(up(least), f"least: {say(least)}"),
+        limit=None if limit is None else Tick(across(limit), f"your limit: {brief(dimension.say(limit))}"),
+        floor=None if least is None else Tick(up(least), f"your limit: {brief(say(least))}"),
         base=None if base is None or up(base.value) > HEIGHT - BOTTOM else Tick(up(base.value), "untuned base"),
         unplaced=tuple(one.label for one in table.methods if one.quality and one.label not in seen),
     )
@@ -202,14 +200,16 @@ def cut(text: str, most: int = LABEL) -> str:
     return text if len(text) <= most else f"{text[: most - 7]}…{text[-6:]}"
 
 
-def _labelled(spots: Sequence[Spot]) -> Iterable[Spot]:
-    """The spots with their names beside them, where those hide neither each other nor a marker."""
+def _labelled(spots: Sequence[Spot], kept: Sequence[int]) -> tuple[Spot, ...]:
+    """The spots with their names beside them, those `kept` first, where names hide neither each other nor a marker."""
     taken: list[Box] = [(s.x - RADIUS, s.y - RADIUS, s.x + RADIUS, s.y + RADIUS) for s in spots]
     taken += [(s.x - 2, min(s.low, s.high), s.x + 2, max(s.low, s.high)) for s in spots]
-    for spot in spots:
-        label, box = _free(spot, taken)
+    found = list(spots)
+    for place in sorted(range(len(spots)), key=lambda place: place not in kept):
+        label, box = _free(spots[place], taken)
         taken += [box] if box is not None else []
-        yield replace(spot, label=label)
+        found[place] = replace(spots[place], label=label)
+    return tuple(found)
 
 
 def _free(spot: Spot, taken: Sequence[Box]) -> tuple[Label | None, Box | None]:

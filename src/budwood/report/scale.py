@@ -34,28 +34,30 @@ class Scale:
 
     def ticks(self, most: int, say: Callable[[float], str], units: Sequence[float] = (1.0,)) -> tuple[Tick, ...]:
         """At most so many marks at numbers that are round in their unit."""
-        values = self._round_in(units, most) if self.is_log else self._even(units, most)
+        values = self._spread(units, most) if self.is_log else self._even(units, most)
         return tuple(Tick(self(value), say(value)) for value in values)
 
     def _even(self, units: Sequence[float], most: int) -> list[float]:
-        ends = sorted((self.low, self.high))
-        unit = max((unit for unit in units if unit <= ends[1] * 0.7), default=units[0])
-        least = (ends[1] - ends[0]) / most
-        first = floor(log10(least / unit))
-        steps = (digit * 10.0**power * unit for power in range(first, first + 3) for digit in (1, 2, 5))
-        step = next(step for step in steps if step >= least * (1 - 1e-9))
-        return [step * count for count in range(ceil(ends[0] / step - 1e-9), floor(ends[1] / step + 1e-9) + 1)]
+        low, high = sorted((self.low, self.high))
+        step = next(size for size in rounds(units) if (high - low) / size <= most)
+        return [step * count for count in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
-    def _round_in(self, units: Sequence[float], most: int) -> list[float]:
+    def _spread(self, units: Sequence[float], most: int) -> list[float]:
         found: list[float] = []
         for digits in ((1, 2, 5), (1, 3), (1,)):
-            found = [
-                value
-                for unit, above in zip(units, [*units[1:], inf], strict=True)
-                for power in range(16)
-                for digit in digits
-                if self.low <= (value := digit * 10.0**power * unit) <= self.high and value < above
-            ]
+            found = [value for value in rounds(units, digits) if self.low <= value <= self.high]
             if len(found) <= most:
                 return found
         return found[:: ceil(len(found) / most)]
+
+
+def rounds(units: Sequence[float], digits: Sequence[int] = (1, 2, 5)) -> list[float]:
+    """The digits times powers of ten, in the greatest unit that each is a multiple of, the least first."""
+    above = [0.9 * unit for unit in units[1:]] + [inf]
+    return [
+        digit * 10.0**power * unit
+        for unit, end in zip(units, above, strict=True)
+        for power in range(-9 if unit == units[0] else 0, 16)
+        for digit in digits
+        if digit * 10.0**power * unit < end
+    ]
