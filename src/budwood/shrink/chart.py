@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from math import ceil, floor, isfinite, log10
 
 from budwood.records import Score
-from budwood.shrink.lines import interval, percent, unshrunk
+from budwood.records.amounts import percent
+from budwood.shrink.lines import interval, unshrunk
 from budwood.shrink.stage import Stage
 
 WIDTH, HEIGHT = 460, 300

@@ -8,15 +8,12 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from budwood.records import Manifest, Score
-from budwood.records.amounts import amount, duration
+from budwood.records.amounts import NONE, UNKNOWN, amount, duration, milliseconds, percent, plain_number
 from budwood.records.manifest import is_mine
 from budwood.shrink.stage import BEGINNINGS, Stage
 
 if TYPE_CHECKING:
     from budwood.shrink.config import Shrinking
-
-UNKNOWN = "unknown"
-NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -141,29 +138,6 @@ def interval(score: Score, *, share: bool = False) -> str:
         return f"{plain_number(score.value)} [{plain_number(score.low)}, {plain_number(score.high)}]"
     value, low, high = (percent(end).removesuffix(" %") for end in (score.value, score.low, score.high))
     return f"{value} [{low}, {high}] %"
-
-
-def percent(share: float) -> str:
-    """A share in percent, with one decimal."""
-    if not isfinite(float(share)):
-        return UNKNOWN
-    return "under 0.1 %" if 0 < share < 0.0005 else f"{100 * share:,.1f} %"
-
-
-def plain_number(value: float) -> str:
-    """Four digits of a number of any size."""
-    number = float(value)
-    if not isfinite(number):
-        return UNKNOWN
-    return f"{number:,.0f}" if 1000 <= abs(number) < 1e6 else f"{number:#.4g}".rstrip(".")
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Seconds as milliseconds, with three digits."""
-    if seconds is None or not isfinite(float(seconds)):
-        return NONE
-    value = 1e3 * seconds
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
 def times(ratio: float) -> str:

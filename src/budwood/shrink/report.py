@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from budwood.errors import BadCheckpoint, WrongOrder
 from budwood.intervals import RESAMPLES
 from budwood.records import Manifest, RunFolder
-from budwood.records.amounts import amount
+from budwood.records.amounts import amount, percent, plain_number
 from budwood.records.amounts import size as size_words
 from budwood.records.files import Json, read_json, write_text
+from budwood.records.pages import HARD, render, shortened
 from budwood.shrink.chart import Chart, curve
 from budwood.shrink.config import Shrinking
-from budwood.shrink.lines import facts, opening, percent, plain_number, result, sizes, table, unshrunk, why
+from budwood.shrink.lines import facts, opening, result, sizes, table, unshrunk, why
 from budwood.shrink.measure import WRITTEN, answer_s
 from budwood.shrink.stage import Stage
 
@@ -28,7 +27,6 @@ SAMPLES, LETTERS = 8, 1000
 """Samples that are shown, and letters of each of their texts."""
 SETTINGS = 20_000
 """Letters of config.yaml that are shown."""
-HARD = "\N{NO-BREAK SPACE}"
 CLASSES: Mapping[str, str] = {
     "causal-lm": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -57,10 +55,13 @@ def write_report(folder: RunFolder, stages: Sequence[Stage]) -> Path:
     """
     if not stages:
         raise WrongOrder(f"{folder.path} has no stage yet, so there is nothing to report; wait for the first one")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(plain_number=plain_number, quoted=repr, neat=_neat, tight=_tight, sizes=sizes)
-    page = environment.from_string(files("budwood.shrink").joinpath("report.html").read_text(encoding="utf-8"))
-    write_text(folder.report, _writable(page.render(_content(folder, stages))))
+    filters: dict[str, Callable[..., object]] = {
+        "plain_number": plain_number,
+        "quoted": repr,
+        "tight": _tight,
+        "sizes": sizes,
+    }
+    write_text(folder.report, render("budwood.shrink", "report.html", _content(folder, stages), filters))
     return folder.report
 
 
@@ -87,7 +88,7 @@ def _content(folder: RunFolder, stages: Sequence[Stage]) -> dict[str, Any]:
         "unsampled": max(0, len(_samples_of(folder, last)) - SAMPLES),
         "notes": [*_notes(stages, settings), *_circumstances(folder, manifest)],
         "command": " ".join(manifest.command),
-        "settings": _shortened(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), SETTINGS),
+        "settings": shortened(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), SETTINGS),
     }
 
 
@@ -160,7 +161,7 @@ def _samples_of(folder: RunFolder, last: Stage) -> list[dict[str, Json]]:
 def _samples(folder: RunFolder, last: Stage) -> list[dict[str, str]]:
     names = ("step", "prompt", "reference", "base", "now")
     lines = _samples_of(folder, last)[:SAMPLES]
-    return [{name: _shortened(str(line.get(name) or ""), LETTERS) for name in names} for line in lines]
+    return [{name: shortened(str(line.get(name) or ""), LETTERS) for name in names} for line in lines]
 
 
 def _notes(stages: Sequence[Stage], settings: Shrinking) -> list[tuple[str, str]]:
@@ -247,22 +248,6 @@ def _circumstances(folder: RunFolder, manifest: Manifest) -> list[tuple[str, str
     ]
 
 
-def _neat(text: str) -> str:
-    """With arrows and percentages that no line breaks."""
-    return text.replace(" -> ", f"{HARD}\N{RIGHTWARDS ARROW} ").replace(" %", f"{HARD}%")
-
-
 def _tight(cell: str) -> str:
     """Numbers that break in no other place than before a bracket."""
     return cell.replace(" ", HARD).replace(f"{HARD}[", " [").replace(f"{HARD}(", " (")
-
-
-def _shortened(text: str, most: int) -> str:
-    rest = len(text) - most
-    return text if rest <= 0 else f"{text[:most]} … ({rest:,} more letters in the run folder)"
-
-
-def _writable(page: str) -> str:
-    """The page without what HTML and UTF-8 cannot hold: control characters and halves of pairs."""
-    whole = page.encode("utf-8", "replace").decode("utf-8")
-    return "".join(letter if letter >= " " or letter in "\t\n" else "\N{REPLACEMENT CHARACTER}" for letter in whole)
