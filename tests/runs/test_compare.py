@@ -96,14 +96,14 @@ def test_everything_is_on_disk(done: Path) -> None:
 
 def test_the_report_is_written(done: Path) -> None:
     page = (done / "report.html").read_text()
-    assert len(page) < 300_000 and "lora:rank=2" in page and "http" not in page.split("</style>")[0]
+    assert len(page) < 300_000 and "lora:rank=2" in page and "src=" not in page and "@import" not in page
     assert {path.name for path in done.glob("report.*")} >= {"report.html", "report.md", "report.csv", "report.json"}
 
 
 def test_what_is_finished_is_not_done_again(done: Path, llama: Path, faq: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in done.glob("runs/*-s0/result.json")}
-    _, heard = small(llama, faq, done, "lora:rank=2", "ia3", "prompt-tuning:length=3")
-    assert [name for name, _ in heard.ended if name != "bitfit"] == ["prompt-tuning:length=3"]
+    _, heard = small(llama, faq, done, "lora:rank=2", "ia3", "adapter-h")
+    assert [name for name, _ in heard.ended if name != "bitfit"] == ["adapter-h"]
     assert {path: path.stat().st_mtime_ns for path in times} == times
     with pytest.raises(BadConfig, match=r"compares with batch 4, and now it is 8; runs would not be alike"):
         small(llama, faq, done, "lora:rank=2", batch=8)
@@ -168,8 +168,7 @@ def test_sigterm_saves_and_says_how_to_go_on(llama: Path, faq: Path, tmp_path: P
     assert ran.returncode == 143, told
     assert f"budwood compare --resume {out}" in told
     assert ComparisonFolder(out).read().status == "interrupted"
-    with pytest.raises(BadConfig, match="no run"):
-        raise BadConfig("no run") if not list(out.glob("runs/lora*/state")) else BadConfig("no run kept")
+    assert list(out.glob("runs/lora*/state/state.json"))
 
 
 def test_data_that_cannot_be_learned_from_ends_it(llama: Path, tmp_path: Path) -> None:

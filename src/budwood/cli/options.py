@@ -102,6 +102,7 @@ class Training:
     save_every: Annotated[float | None, Unlisted] = None
     proof_steps: Annotated[int | None, Unlisted] = None
     timed_batches: Annotated[str | None, Unlisted] = None
+    split_seed: Annotated[int | None, Unlisted] = None
     samples: Annotated[int | None, Unlisted] = None
 
 

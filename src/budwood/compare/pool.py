@@ -48,9 +48,9 @@ class Local:
     def close(self) -> None:
         """The process that others are forked from ends."""
         if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            self._server.wait()
+            with self._server as server:  # closes its pipes, which ends it, and waits
+                assert server.stdin is not None
+                server.stdin.close()
             self._server = None
 
     def _done(self, task: Task, hear: Hear) -> Outcome:
@@ -61,20 +61,20 @@ class Local:
         return _Conversation(task, hear, server.stdout).held()
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._server is None or self._server.poll() is not None:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "budwood.compare.work"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._opened(),
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,  # Ctrl-C reaches it through us
-            )
+        if self._server is not None and self._server.poll() is not None:
+            self.close()
+        if self._server is None:
+            with self.log.open("a", encoding="utf-8") as log:
+                self._server = subprocess.Popen(
+                    [sys.executable, "-m", "budwood.compare.work"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    encoding="utf-8",
+                    start_new_session=True,  # Ctrl-C reaches it through us
+                )
         return self._server
-
-    def _opened(self) -> IO[str]:
-        return self.log.open("a", encoding="utf-8")
 
 
 @dataclass

@@ -136,7 +136,7 @@ def compare_job(job: Job, wanted: Comparing, *, listener: Listener | None = None
     seeds = seeds_of(wanted.seeds, job.config.seed)
     limits: dict[str, Json] = {} if wanted.memory is None else {"memory_bytes": bytes_of(wanted.memory)}
     folder = ComparisonFolder(job.out or _new_folder(job))
-    job = stored(replace(job, config=replace(job.config, timed_batches=TIMED), name="default"), folder.path)
+    job = stored(replace(job, config=_shared(job.config), name="default"), folder.path)
     comparison = Comparison(
         command=job.command, model=job.model_name, data=job.data_name, budget=job.config.budget, seeds=seeds,
         limits=limits, contenders=contenders,
@@ -326,6 +326,13 @@ class _Runner:
         items = [replace(one, status=status) if one.status == "running" else one for one in self.comparison.items]
         self.comparison = replace(self.comparison, items=tuple(items), status=status, finished=now())
         self.folder.write(self.comparison)
+
+
+def _shared(config: TrainConfig) -> TrainConfig:
+    """What all runs have in common: batches that are timed, and the rows that are held out whatever their seed."""
+    return replace(
+        config, timed_batches=TIMED, split_seed=config.seed if config.split_seed is None else config.split_seed
+    )
 
 
 def _pool(folder: ComparisonFolder, wanted: Comparing, job: Job) -> Pool:

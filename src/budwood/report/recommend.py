@@ -71,10 +71,16 @@ def _tied(within: Sequence[Method], table: Table) -> list[Method]:
 
 
 def _pick(tied: Sequence[Method]) -> Method:
-    """The base where it is among them, since it costs nothing; else the one with the lowest mean rank."""
+    """The base where it is among them, since it costs nothing; else the lowest mean rank of those that surely gain."""
     base = next((one for one in tied if one.label == BASE), None)
-    ranks = {one.label: _rank(one, tied) for one in tied}
-    return base or min(tied, key=lambda one: (ranks[one.label], one.trained_count or 0))
+    sure = [one for one in tied if _gains(one)] or tied
+    ranks = {one.label: _rank(one, sure) for one in sure}
+    return base or min(sure, key=lambda one: (ranks[one.label], one.trained_count or 0))
+
+
+def _gains(method: Method) -> bool:
+    """Whether it is better than the untuned model for sure."""
+    return method.over_base is not None and method.over_base.low > 0
 
 
 def _rank(method: Method, tied: Sequence[Method]) -> float:
@@ -102,6 +108,7 @@ def _use(
     alone, others = len(tied) == 1, [one for one in within if one.label != pick.label]
     costs = [(one, cost) for one in DIMENSIONS if one.is_ranked and (cost := one.cost(pick)) is not None]
     least = [(one, cost) for one, cost in costs if cheapest.get(one.name) == pick.label]
+    idle = [one.label for one in tied if not _gains(one)] if _gains(pick) else []
     phrase = _listed([one.needs.format(one.say(cost)) for one, cost in (costs if alone or not least else least)])
     if not others:
         headline = f"Use {pick.label}: it is the only one within the limits. It {phrase}."
@@ -121,6 +128,8 @@ def _use(
             "answer time and stored size is named, where values within 10 % share a rank; of equals, the one that "
             "trains fewer parameters."
         )
+        if idle:
+            reasons.append(f"{_listed(idle)} cannot be told from the untuned model either, so not named.")
         reasons += [f"Least {name}: {label} ({_cost(table, name, label)})." for name, label in cheapest.items()]
     below = [one for one in others if one not in tied]
     reasons += [f"{one.label} is worse than {tied[0].label} by {_reach(table, tied[0], one)}." for one in below]

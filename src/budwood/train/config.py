@@ -89,6 +89,8 @@ class TrainConfig:
     """Largest norm of the gradient of a step; 0 never clips."""
     seed: int = 0
     """Seed of everything random: the order of rows, dropout, and how new parameters start."""
+    split_seed: int | None = None
+    """Seed of which rows are held out where the data has no such split; none takes `seed`."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:N or mps."""
     precision: str = "auto"
@@ -293,7 +295,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "samples": 0,
         "rate_steps": 0,
     }
-    at_least |= {"warmup": 0, "weight_decay": 0, "clip": 0, "seed": 0}
+    at_least |= {"split_seed": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "seed": 0}
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and (not math.isfinite(value) or value < least):

@@ -209,7 +209,8 @@ def _corpus(job: Job, ref: ModelRef | None, given: PreTrainedModel | None) -> Co
                 f"the data has {len(corpus.labels or ())} classes and the model's head {given.config.num_labels}; "
                 f"load the model with num_labels={len(corpus.labels or ())}"
             )
-    return with_validation(corpus, seed=job.config.seed)
+    config = job.config
+    return with_validation(corpus, seed=config.seed if config.split_seed is None else config.split_seed)
 
 
 def _labels_of(model: PreTrainedModel | None) -> tuple[str, ...] | None:

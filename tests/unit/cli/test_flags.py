@@ -21,6 +21,8 @@ SHOWN: dict[str, str] = {
     "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
     "compose": f"--out --how --weights --rank --density --sign --head --model --seed --device --offline --force {TALK}",
     "export": f"--to --out --model --force {MACHINE} {TALK}",
+    "compare": f"--method --seeds --budget --memory --out --resume --dry-run {MACHINE} {TALK}",
+    "report": f"--to --out {TALK}",
     "train": f"--method --budget --out --resume --dry-run --force {MACHINE} {TALK}",
     "distill": f"--method --budget --out --resume --loss --top-k {MACHINE} {TALK}",
     "shrink": f"--to --min-quality --cut --recover --out --resume {MACHINE} {TALK}",
@@ -40,7 +42,7 @@ SHOWN: dict[str, str] = {
 TRAINING = (
     "--on --task --pattern --verbalizer --accumulate --learning-rate --rates --rate-steps --schedule --warmup "
     "--weight-decay --clip --gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows "
-    f"--test-rows --save-every --proof-steps --timed-batches --samples {ALSO_MACHINE}"
+    f"--test-rows --save-every --proof-steps --timed-batches --split-seed --samples {ALSO_MACHINE}"
 )
 HIDDEN: dict[str, str] = {
     **dict.fromkeys(("merge", "export"), ALSO_MACHINE),
@@ -48,6 +50,7 @@ HIDDEN: dict[str, str] = {
     "try": f"--on {ALSO_MACHINE}",
     "compose": "--trust-remote-code",
     "train": TRAINING,
+    "compare": f"--force --search --no-search --ray {TRAINING}",
     "distill": "--dry-run --force --temperature --kd-weight --ce-weight --skew --beta --hidden-weight --hidden "
     "--attention-weight --relation-weight --layer-map --tail --answers --on-policy --max-new-tokens "
     f"{TRAINING}",
