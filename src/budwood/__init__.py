@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from budwood.anatomy import discover as discover
     from budwood.combine.adapters import combine as combine
+    from budwood.compare.run import compare as compare
     from budwood.core import Adapter as Adapter
     from budwood.core import Fuse as Fuse
     from budwood.core import Method as Method
@@ -83,7 +84,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning"), "methods"),
 }
 """Public name to the part of Budwood that has it."""
-_CALLED = ("combine", "distill", "shrink", "train")
+_CALLED = ("combine", "compare", "distill", "shrink", "train")
 """Parts of Budwood that are called by their own name, too."""
 
 __all__ = sorted([*_PLACES, *_CALLED, "__version__"])  # noqa: PLE0605

@@ -58,7 +58,7 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(
         "compare:compare", TRAIN, "Train several methods on the same rows, and see which to use.",
         "budwood compare demo-lm faq.jsonl --method lora --method adapter-p --seeds 3\n"
-        "The flags of train work, too; --no-search takes each method's own learning rate (docs/howto/compare.md).",
+        "--dry-run says how long it would take; --no-search tries no learning rates (docs/howto/compare.md).",
     ),
     "eval": Verb(
         "evaluate:evaluate", USE, "Score a run or an adapter on held-out rows, beside its base.",

@@ -174,8 +174,7 @@ class Comparisons(Training):
     """Folder of the comparison; one that is there is gone on with. [runs/DATE-compare-MODEL]"""
     resume: str | None = None
     """Go on with a comparison: its folder; nothing else is needed."""
-    dry_run: bool = False
-    """Say what each method would need, and how long all would take; nothing is kept."""
+    dry_run: Annotated[bool, Unlisted] = False
     force: Annotated[bool, Unlisted] = False
     seeds: int | None = None
     """How many seeds each method is trained with. [1]"""

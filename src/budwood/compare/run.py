@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from budwood.compare.compared import Compared
 from budwood.compare.plan import Planned, bytes_of, contenders_of, positions, seeds_of, slug, stored
 from budwood.compare.pool import Local, OnRay, Outcome, Pool
 from budwood.compare.work import Task
@@ -23,6 +24,7 @@ from budwood.records import BASE, Comparison, ComparisonFolder, Item, RateProbe
 from budwood.records.files import Json, not_writable, plain, write_text
 from budwood.records.machine import installed
 from budwood.records.manifest import now
+from budwood.report.write import write
 from budwood.train.config import TrainConfig
 from budwood.train.job import Job, as_config
 
@@ -100,7 +102,7 @@ def compare(
     task: DataTask | None = None,
     out: str | Path | None = None,
     listener: Listener | None = None,
-) -> Any:
+) -> Compared:
     """Train several methods on the same rows in the same order with the same budget, and see which to use.
 
     model, data   as in `budwood.train`
@@ -130,7 +132,7 @@ def compare(
     return compare_job(job, wanted, listener=listener)
 
 
-def compare_job(job: Job, wanted: Comparing, *, listener: Listener | None = None) -> Any:
+def compare_job(job: Job, wanted: Comparing, *, listener: Listener | None = None) -> Compared:
     """Run a comparison, or go on with the one that is in `job.out`."""
     contenders = contenders_of(wanted.methods)
     seeds = seeds_of(wanted.seeds, job.config.seed)
@@ -145,8 +147,6 @@ def compare_job(job: Job, wanted: Comparing, *, listener: Listener | None = None
     with closing(_pool(folder, wanted, job)) as pool:
         runner = _Runner(folder, job, wanted, held, pool, listener or Unheard())
         runner.run()
-    from budwood.compare.compared import Compared
-
     return Compared(folder)
 
 
@@ -201,8 +201,6 @@ class _Runner:
             self._end("failed")
             raise
         self._end("finished")
-        from budwood.report.write import write
-
         write(self.folder.path, self.folder.path)
 
     def _look_at_base(self) -> None:
@@ -344,7 +342,7 @@ def _new_folder(job: Job) -> Path:
     return job.root / stem
 
 
-def resume(where: str | Path, *, ray: bool = False, listener: Listener | None = None) -> Any:
+def resume(where: str | Path, *, ray: bool = False, listener: Listener | None = None) -> Compared:
     """Go on with the comparison in a folder: what is finished is not done again.
 
     Raises NotAvailable where there is none, and what `compare` does.
