@@ -211,7 +211,7 @@ def _sample(number: int) -> Sample:
     labels = ["base", *(row[0] for row in CLASSIFIERS)]
     answers = {label: "positive" if (place * (number + 2)) % 3 else "negative" for place, label in enumerate(labels)}
     return Sample(
-        prompt=f"a {EVIL if number == 0 else 'quietly moving'} film that never quite trusts its own audience ({number})",
+        prompt=f"a {EVIL if number == 0 else 'quietly moving'} film that never trusts its own audience ({number})",
         reference="positive",
         answers=answers,
         disagreement=1 - number / 10,

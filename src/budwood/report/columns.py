@@ -108,97 +108,103 @@ def _below(method: Method, metric: Metric | None, reach: float) -> Cell:
 
 def _reach(differences: Sequence[Estimate | None]) -> float:
     """The furthest from nothing."""
-    return max((abs(end) for one in differences if one is not None for end in (one.low, one.high)), default=0.0) or 1.0
-
-
-def _costs(methods: Sequence[Method]) -> list[Column]:
-    def column(
-        group: str,
-        heading: str,
-        meaning: str,
-        of: Callable[[Method], float | None],
-        say: Callable[[float], str],
-        *,
-        beside: Callable[[Method], str] = lambda method: "",
-        is_high_first: bool = False,
-        has_bar: bool = True,
-    ) -> Column:
-        return Column(
-            group=group,
-            heading=heading,
-            meaning=meaning,
-            is_high_first=is_high_first,
-            cells=_amounts(methods, of, say, beside, has_bar=has_bar),
+    return (
+        max(
+            (abs(end) for one in differences if one is not None and one.is_finite for end in (one.low, one.high)),
+            default=0.0,
         )
-
-    return [
-        column(
-            "Size", "trained parameters", "Parameters that are trained, and their share of the base's.",
-            lambda m: m.trained_count, amount, beside=lambda m: "" if m.share is None else percent(m.share),
-        ),
-        column("Size", "stored", "Bytes of the adapter's files on disk.", lambda m: m.stored_bytes, size),
-        column(
-            "Training", "peak memory", "The most memory a run held at once, above what Python and its libraries take.",
-            lambda m: m.peak_bytes, size,
-        ),
-        column(
-            "Training", "tokens a second", "Prompt and learned tokens in steady state, median over the seeds.",
-            lambda m: m.tokens_per_s, lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}", is_high_first=True,
-        ),
-        column(
-            "Training", "time", "Seconds inside training steps, median over the seeds, and the steps.",
-            lambda m: m.train_s, duration, beside=lambda m: "" if m.steps is None else f"{m.steps:,} steps",
-        ),
-        column(
-            "Training", "learning rate", "The peak learning rate.",
-            lambda m: m.learning_rate, lambda v: f"{v:g}", has_bar=False,
-        ),
-        column(
-            "Training", "seeds", "Runs that finished, each from another seed.",
-            lambda m: len(m.seeds) or None, lambda v: f"{v:.0f}", has_bar=False,
-        ),
-        column(
-            "Use", "read a prompt", "Time to read one prompt, one at a time, with the adapter attached.",
-            lambda m: m.prefill_s, milliseconds,
-        ),
-        column(
-            "Use", "write a token", "Time for each further token, one answer at a time.",
-            lambda m: m.per_token_s, milliseconds,
-        ),
-        column(
-            "Use", "extra memory", "Weights that are held beside the base, and the cache that each row holds more.",
-            lambda m: m.extra_weight_bytes, size, beside=_cache,
-        ),
-        column(
-            "Use", "mergeable", "Whether it can be folded into the base, so that using it costs nothing more.",
-            lambda m: None if m.mergeable is None else float(m.mergeable), lambda v: "yes" if v else "no",
-            has_bar=False, is_high_first=True,
-        ),
-    ]  # fmt: skip
+        or 1.0
+    )
 
 
 def _cache(method: Method) -> str:
     return f"+ {size(method.extra_cache_bytes_per_row)} a row" if method.extra_cache_bytes_per_row else ""
 
 
-def _amounts(
-    methods: Sequence[Method],
-    of: Callable[[Method], float | None],
-    say: Callable[[float], str],
-    beside: Callable[[Method], str],
-    *,
-    has_bar: bool,
-) -> tuple[Cell, ...]:
-    values = [of(method) for method in methods]
+@dataclass(frozen=True)
+class _Cost:
+    """A column of amounts."""
+
+    group: str
+    heading: str
+    meaning: str
+    of: Callable[[Method], float | None]
+    say: Callable[[float], str]
+    beside: Callable[[Method], str] = lambda method: ""
+    is_high_first: bool = False
+    has_bar: bool = True
+
+
+COSTS = (
+    _Cost(
+        "Size", "trained parameters", "Parameters that are trained, and their share of the base's.",
+        lambda m: m.trained_count, amount, beside=lambda m: "" if m.share is None else percent(m.share),
+    ),
+    _Cost("Size", "stored", "Bytes of the adapter's files on disk.", lambda m: m.stored_bytes, size),
+    _Cost(
+        "Training", "peak memory", "The most memory a run held at once, above what Python and its libraries take.",
+        lambda m: m.peak_bytes, size,
+    ),
+    _Cost(
+        "Training", "tokens a second", "Prompt and learned tokens in steady state, median over the seeds.",
+        lambda m: m.tokens_per_s, lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}", is_high_first=True,
+    ),
+    _Cost(
+        "Training", "time", "Seconds inside training steps, median over the seeds, and the steps.",
+        lambda m: m.train_s, duration, beside=lambda m: "" if m.steps is None else f"{m.steps:,} steps",
+    ),
+    _Cost(
+        "Training", "learning rate", "The peak learning rate.",
+        lambda m: m.learning_rate, lambda v: f"{v:g}", has_bar=False,
+    ),
+    _Cost(
+        "Training", "seeds", "Runs that finished, each from another seed.",
+        lambda m: len(m.seeds) or None, lambda v: f"{v:.0f}", has_bar=False,
+    ),
+    _Cost(
+        "Use", "read a prompt", "Time to read one prompt, one at a time, with the adapter attached.",
+        lambda m: m.prefill_s, milliseconds,
+    ),
+    _Cost(
+        "Use", "write a token", "Time for each further token, one answer at a time.",
+        lambda m: m.per_token_s, milliseconds,
+    ),
+    _Cost(
+        "Use", "extra memory", "Weights that are held beside the base, and the cache that each row holds more.",
+        lambda m: m.extra_weight_bytes, size, beside=_cache,
+    ),
+    _Cost(
+        "Use", "mergeable", "Whether it can be folded into the base, so that using it costs nothing more.",
+        lambda m: None if m.mergeable is None else float(m.mergeable), lambda v: "yes" if v else "no",
+        has_bar=False, is_high_first=True,
+    ),
+)  # fmt: skip
+
+
+def _costs(methods: Sequence[Method]) -> list[Column]:
+    return [
+        Column(
+            group=cost.group,
+            heading=cost.heading,
+            meaning=cost.meaning,
+            is_high_first=cost.is_high_first,
+            cells=_amounts(methods, cost),
+        )
+        for cost in COSTS
+    ]
+
+
+def _amounts(methods: Sequence[Method], cost: _Cost) -> tuple[Cell, ...]:
+    values = [cost.of(method) for method in methods]
     most = max((value for value in values if value is not None and isfinite(value)), default=0.0)
     return tuple(
         Cell(text=NONE)
         if value is None or not isfinite(value)
         else Cell(
-            text=say(value),
-            beside=beside(method),
+            text=cost.say(value),
+            beside=cost.beside(method),
             value=float(value),
-            bar=round(100 * value / most, 1) if has_bar and most > 0 else None,
+            bar=round(100 * value / most, 1) if cost.has_bar and most > 0 else None,
         )
         for method, value in zip(methods, values, strict=True)
     )
@@ -206,31 +212,34 @@ def _amounts(
 
 def _range(estimates: Sequence[Estimate | None], *, zero: bool) -> tuple[float, float]:
     """What a cell's width stands for: from zero for shares up to one, else up to the highest."""
-    high = max((one.high for one in estimates if one is not None), default=1.0)
+    high = max((one.high for one in estimates if one is not None and one.is_finite), default=1.0)
     return 0.0, 1.0 if zero else high or 1.0
 
 
 def _estimate(estimate: Estimate | None, say: Callable[[float], str], low: float, high: float) -> Cell:
     if estimate is None:
         return Cell(text=NONE)
-    value, start, end = (
-        round(100 * min(max((at - low) / (high - low), 0.0), 1.0), 1)
-        for at in (estimate.value, estimate.low, estimate.high)
-    )
     ends = f"[{say(estimate.low)}, {say(estimate.high)}]".replace(" %,", ",").replace(" %]", "]")
-    return Cell(text=say(estimate.value), beside=ends, value=estimate.value, bar=value, whisker=(start, end, value))
+    found = Cell(text=say(estimate.value), beside=ends, value=estimate.value)
+    if not estimate.is_finite:
+        return found
+    whisker = _places(estimate, low, high)
+    return replace(found, bar=whisker[2], whisker=whisker)
 
 
 def _difference(estimate: Estimate | None, metric: Metric | None, reach: float) -> Cell:
     if estimate is None:
         return Cell(text=NONE)
-    value, start, end = (
-        round(50 + 50 * min(max(at / reach, -1.0), 1.0), 1) for at in (estimate.value, estimate.low, estimate.high)
-    )
-    return Cell(
+    found = Cell(
         text=say_difference(metric, estimate.value),
         beside=f"[{say_difference(metric, estimate.low)}, {say_difference(metric, estimate.high)}]",
         value=estimate.value,
-        whisker=(start, end, value),
-        zero=50.0,
     )
+    return replace(found, whisker=_places(estimate, -reach, reach), zero=50.0) if estimate.is_finite else found
+
+
+def _places(estimate: Estimate, low: float, high: float) -> tuple[float, float, float]:
+    """Where start, end and value lie between two numbers, in percent."""
+    shares = [(at - low) / (high - low) for at in (estimate.low, estimate.high, estimate.value)]
+    start, end, value = (round(100 * min(max(share, 0.0), 1.0), 1) for share in shares)
+    return start, end, value

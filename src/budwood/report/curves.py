@@ -26,8 +26,7 @@ class Curve:
 
     method: str
     style: Style
-    training: str
-    """Points of a polyline."""
+    training: tuple[tuple[float, float], ...]
     held_out: tuple[tuple[float, float], ...]
     words: str
     label: Label
@@ -121,7 +120,7 @@ def _curve(
     return Curve(
         method=method.label,
         style=style,
-        training=" ".join(f"{x},{y}" for x, y in training),
+        training=tuple(training),
         held_out=tuple(held),
         words=f"{method.label}: {kind} {plain_number(last.loss)} after {last.step:,} steps and {moment(last.seconds)}",
         label=Label(

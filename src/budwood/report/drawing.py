@@ -10,7 +10,7 @@ from statistics import median
 from budwood.records.comparison import BASE
 from budwood.report.dimensions import Dimension, brief
 from budwood.report.scale import Scale, Tick
-from budwood.report.table import Method, Table
+from budwood.report.table import Estimate, Table
 
 WIDTH, HEIGHT = 560, 370
 LEFT, RIGHT, TOP, BOTTOM = 66, 26, 14, 52
@@ -77,7 +77,7 @@ class Scatter:
 
     dimension: Dimension
     spots: tuple[Spot, ...]
-    front: str
+    front: tuple[tuple[float, float], ...]
     """The step line through those that nothing beats in both."""
     on_front: tuple[str, ...]
     across: tuple[Tick, ...]
@@ -85,7 +85,7 @@ class Scatter:
     is_log: bool
     limit: Tick | None
     floor: Tick | None
-    """The least quality that was asked for."""
+    """The least quality that was asked for, where it is inside."""
     base: Tick | None
     """The quality of the untuned base, where it is inside."""
     unplaced: tuple[str, ...]
@@ -116,16 +116,17 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> Scatter | None:
     """Quality against a cost; None where fewer than two methods have both."""
+    known = [(method, method.quality) for method in table.methods if method.quality and method.quality.is_finite]
     shown = [
-        (method, float(cost), method.quality)
-        for method in table.methods
-        if method.quality is not None and (cost := dimension.of(method)) is not None and 0 < cost < inf
+        (method, float(cost), quality)
+        for method, quality in known
+        if (cost := dimension.of(method)) is not None and 0 < cost < inf
     ]
     if len(shown) < 2 or table.metric is None:
         return None
     sign = 1 if table.metric.higher_is_better else -1
     least, limit = table.limits.get("quality"), table.limits.get(dimension.limit)
-    up = _heights([method for method in table.methods if method.quality], sign, least)
+    up = _heights([quality for _, quality in known], sign, least)
     across = _costs([cost for _, cost, _ in shown], limit)
     looks = styles(table)
     bare = [
@@ -145,7 +146,7 @@ def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> 
     ]
     kept = front([(cost, sign * quality.value) for _, cost, quality in shown])
     corners = [(bare[place].x, bare[place].y) for place in kept if not bare[place].is_beyond]
-    base = next((method.quality for method in table.methods if method.label == BASE), None)
+    base = next((quality for method, quality in known if method.label == BASE), None)
     seen = {method.label for method, _, _ in shown} | {BASE}
     return Scatter(
         dimension=dimension,
@@ -156,15 +157,14 @@ def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> 
         up=up.ticks(6, lambda value: brief(say(value))),
         is_log=across.is_log,
         limit=None if limit is None else Tick(across(limit), f"your limit: {brief(dimension.say(limit))}"),
-        floor=None if least is None else Tick(up(least), f"your limit: {brief(say(least))}"),
-        base=None if base is None or up(base.value) > HEIGHT - BOTTOM else Tick(up(base.value), "untuned base"),
-        unplaced=tuple(one.label for one in table.methods if one.quality and one.label not in seen),
+        floor=None if least is None else _seen(up, least, f"your limit: {brief(say(least))}"),
+        base=None if base is None else _seen(up, base.value, "untuned base"),
+        unplaced=tuple(one.label for one, _ in known if one.label not in seen),
     )
 
 
-def _heights(methods: Sequence[Method], sign: int, least: float | None) -> Scale:
+def _heights(found: Sequence[Estimate], sign: int, least: float | None) -> Scale:
     """Better is higher, whichever way the metric counts; the far worse ones are left at the edge."""
-    found = [one.quality for one in methods if one.quality is not None]
     best = max(sign * one.value for one in found)
     short = [best - sign * one.value for one in found]
     width = median(abs(one.high - one.low) for one in found)
@@ -185,14 +185,19 @@ def _costs(values: Sequence[float], limit: float | None) -> Scale:
     return Scale(low=max(0.0, low - room), high=high + room, start=LEFT, end=WIDTH - RIGHT)
 
 
+def _seen(up: Scale, value: float, label: str) -> Tick | None:
+    """A line across the plot; None where it lies below."""
+    return None if up(value) > HEIGHT - BOTTOM else Tick(up(value), label)
+
+
 def _inside(up: Scale, value: float) -> float:
     return min(max(up(value), TOP), HEIGHT - BOTTOM)
 
 
-def _steps(corners: Sequence[tuple[float, float]]) -> str:
+def _steps(corners: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
     """From each corner to the right, then up to the next one, the last to the edge."""
     ends = [x for x, _ in corners[1:]] + [WIDTH - RIGHT]
-    return " ".join(f"{x},{y} {end},{y}" for (x, y), end in zip(corners, ends, strict=True))
+    return tuple(point for (x, y), end in zip(corners, ends, strict=True) for point in ((x, y), (end, y)))
 
 
 def cut(text: str, most: int = LABEL) -> str:

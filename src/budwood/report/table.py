@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from budwood.records import Contender, RateProbe
@@ -20,6 +21,11 @@ class Estimate:
     def holds_zero(self) -> bool:
         """Whether nothing may be all it is."""
         return self.low <= 0 <= self.high
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all three are numbers that can be drawn."""
+        return all(map(isfinite, (self.value, self.low, self.high)))
 
 
 @dataclass(frozen=True, kw_only=True)
