@@ -24,11 +24,11 @@ RUNTIME = {
     "psutil": "memory of this machine and process",
     "jinja2": "chat templates",
 }
-EXTRAS = {"demo", "hub", "metrics", "quant", "plots", "dev"}
+EXTRAS = {"demo", "hub", "metrics", "quant", "ray", "plots", "dev"}
 
 # Imported by name without being asked for: they come with the ones above and are part of their interface.
 COME_ALONG = {"numpy", "huggingface_hub", "tokenizers", "packaging"}
-OPTIONAL = {"gguf", "datasets", "sacrebleu", "bitsandbytes", "matplotlib"}
+OPTIONAL = {"gguf", "datasets", "sacrebleu", "bitsandbytes", "matplotlib", "ray"}
 CALLED_OTHERWISE = {"pyyaml": "yaml"}
 
 

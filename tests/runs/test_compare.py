@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from budwood.compare.config import Comparing, Unheard
 from budwood.compare.plan import bytes_of, contenders_of, default_methods, label_of, seeds_of
-from budwood.compare.run import Comparing, Unheard, compare_job, resume
+from budwood.compare.run import compare_job, resume
 from budwood.compare.work import Task, perform
 from budwood.errors import BadConfig, BadData, NotAvailable, WrongOrder
 from budwood.methods import IA3, LoRA, parse_method

@@ -15,7 +15,7 @@ from budwood.errors import BadConfig
 
 if TYPE_CHECKING:
     from budwood.compare.compared import Compared
-    from budwood.compare.run import Comparing
+    from budwood.compare.config import Comparing
     from budwood.compare.work import Task
     from budwood.records import Comparison, Item
     from budwood.records.files import Json
@@ -57,8 +57,8 @@ def compare(
 
 def jobs(settings: Settings) -> tuple[Job, Comparing]:
     """(what all runs share, what is compared). Raises BadConfig, naming what is missing or wrong."""
+    from budwood.compare.config import BUDGET, Comparing
     from budwood.compare.plan import bytes_of, contenders_of
-    from budwood.compare.run import BUDGET, Comparing
 
     rest, own = split(settings, OWN)
     said: Any = rest.pop("method", ())
@@ -95,7 +95,7 @@ def _resumed(training: Comparisons, sink: Sink) -> Compared:
 
 @dataclass
 class Teller:
-    """Listens to a comparison (`budwood.compare.run.Listener`) and tells the human."""
+    """Listens to a comparison (`budwood.compare.config.Listener`) and tells the human."""
 
     sink: Sink
     _name: str = ""

@@ -164,7 +164,7 @@ class Shrinks(Training):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Comparisons(Training):
-    """How to compare: the settings of `budwood.compare.run.Comparing`, and those of `budwood train` for every run."""
+    """How to compare: the settings of `budwood.compare.config.Comparing`, and of `budwood train` for its runs."""
 
     method: Annotated[tuple[str, ...], Parameter(negative=())] = ()  # type: ignore[assignment]  # several here
     """A method to compare, as lora or lora:rank=16; repeat it for several. [all that work alone]"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from budwood.records import Comparison, ComparisonFolder
 from budwood.report.page import page
@@ -40,9 +39,21 @@ class Compared:
         """Every number, with its interval."""
         return read_table(self.path)
 
-    def recommend(self, **limits: Any) -> Pick:
-        """What to use within limits: memory="6GiB", parameters=1e6, train_time="10m", answer_time=0.2, quality=0.9."""
-        return recommend(self.table, **limits)
+    def recommend(
+        self,
+        *,
+        memory: str | float | None = None,
+        parameters: str | float | None = None,
+        stored: str | float | None = None,
+        train_time: str | float | None = None,
+        answer_time: str | float | None = None,
+        quality: float | None = None,
+    ) -> Pick:
+        """What to use within limits: memory="6GiB", parameters="1M", train_time="10m", answer_time="50ms"."""
+        return recommend(
+            self.table, memory=memory, parameters=parameters, stored=stored, train_time=train_time,
+            answer_time=answer_time, quality=quality,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return markdown(self.table)

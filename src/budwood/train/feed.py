@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from budwood.data import Batch, EpochOrder, Example, Masking, Position, collate
+from budwood.train.config import Budget
 
 
 def _row(row: int) -> str:
@@ -47,10 +48,10 @@ class Feed:
         """Steps that visit every row once."""
         return self.order.batches_per_epoch
 
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Prompt and learned tokens of every row, without padding."""
-        return max(1, sum(example.size for example in self.examples))
+    def steps_of(self, budget: Budget) -> int | None:
+        """Optimizer steps that a budget amounts to; None if it is a time."""
+        tokens = max(1, sum(example.size for example in self.examples)) if budget.unit == "tokens" else 1
+        return budget.steps(self.steps_per_epoch, tokens)
 
     def steps(self, start: Position) -> Iterator[tuple[Position, list[int]]]:
         """The steps from `start` on, each with the position after it and the examples it consists of."""

@@ -71,8 +71,7 @@ def fit(
     standing = start or Standing(pieces=config.accumulate)
     if standing.step == 0:
         seed_everything(config.seed)
-    budget = config.parsed_budget
-    total = budget.steps(feed.steps_per_epoch, feed.tokens_per_epoch)
+    budget, total = config.parsed_budget, feed.steps_of(config.parsed_budget)
     meter = Meter(threads=torch.get_num_threads())
     share = progress(budget, total, standing.step, standing.seconds)
     saved_at = time.monotonic()

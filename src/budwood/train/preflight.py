@@ -178,7 +178,7 @@ def preflight(
     """
     trained = count(prepared.parameters.values())
     budget = config.parsed_budget
-    steps = budget.steps(feed.steps_per_epoch, feed.tokens_per_epoch)
+    steps = feed.steps_of(budget)
     total = budget.amount / forecast.step_s if steps is None else steps
     return Preflight(
         data=data,
