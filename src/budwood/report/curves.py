@@ -8,8 +8,9 @@ from math import ceil, isfinite
 from statistics import fmean
 
 from budwood.records.amounts import plain_number
-from budwood.report.dimensions import SECONDS, brief, moment
+from budwood.report.axes import SECONDS, brief
 from budwood.report.drawing import BOTTOM, HEIGHT, LEFT, LINE, TOP, WIDTH, Label, Style, cut, styles
+from budwood.report.limits import seconds
 from budwood.report.scale import Scale, Tick
 from budwood.report.table import Method, Point, Table
 
@@ -58,7 +59,7 @@ def over_seconds(table: Table) -> Curves | None:
     """Loss against the time inside training steps; None where no method has two points."""
 
     def say(value: float) -> str:
-        return moment(value) if value else "0"
+        return seconds(value) if value else "0"
 
     return _curves(table, "seconds", "time in training steps", lambda point: point.seconds, say, SECONDS)
 
@@ -122,7 +123,7 @@ def _curve(
         style=style,
         training=tuple(training),
         held_out=tuple(held),
-        words=f"{method.label}: {kind} {plain_number(last.loss)} after {last.step:,} steps and {moment(last.seconds)}",
+        words=f"{method.label}: {kind} {plain_number(last.loss)} after {last.step:,} steps and {seconds(last.seconds)}",
         label=Label(
             text=cut(method.label, LETTERS),
             x=WIDTH - MARGIN + 16,

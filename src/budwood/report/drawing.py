@@ -8,7 +8,7 @@ from math import inf
 from statistics import median
 
 from budwood.records.comparison import BASE
-from budwood.report.dimensions import Dimension, brief
+from budwood.report.axes import Axis, brief
 from budwood.report.scale import Scale, Tick
 from budwood.report.table import Estimate, Table
 
@@ -75,7 +75,7 @@ class Spot:
 class Scatter:
     """Quality against a cost, in the units of the drawing."""
 
-    dimension: Dimension
+    axis: Axis
     spots: tuple[Spot, ...]
     front: tuple[tuple[float, float], ...]
     """The step line through those that nothing beats in both."""
@@ -114,18 +114,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> Scatter | None:
+def scatter(table: Table, axis: Axis, say: Callable[[float], str]) -> Scatter | None:
     """Quality against a cost; None where fewer than two methods have both."""
     known = [(method, method.quality) for method in table.methods if method.quality and method.quality.is_finite]
     shown = [
         (method, float(cost), quality)
         for method, quality in known
-        if (cost := dimension.of(method)) is not None and 0 < cost < inf
+        if (cost := axis.of(method)) is not None and 0 < cost < inf
     ]
     if len(shown) < 2 or table.metric is None:
         return None
     sign = 1 if table.metric.higher_is_better else -1
-    least, limit = table.limits.get("quality"), table.limits.get(dimension.limit)
+    least, limit = table.limits.get("quality"), table.limits.get(axis.limit)
     up = _heights([quality for _, quality in known], sign, least)
     across = _costs([cost for _, cost, _ in shown], limit)
     looks = styles(table)
@@ -138,7 +138,7 @@ def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> 
             low=_inside(up, quality.low),
             high=_inside(up, quality.high),
             words=f"{method.label}: {say(quality.value)} [{say(quality.low)}, {say(quality.high)}], "
-            f"{dimension.name} {dimension.say(cost)}",
+            f"{axis.name} {axis.say(cost)}",
             is_beyond=up(quality.value) > HEIGHT - BOTTOM,
             label=None,
         )
@@ -149,14 +149,14 @@ def scatter(table: Table, dimension: Dimension, say: Callable[[float], str]) -> 
     base = next((quality for method, quality in known if method.label == BASE), None)
     seen = {method.label for method, _, _ in shown} | {BASE}
     return Scatter(
-        dimension=dimension,
+        axis=axis,
         spots=_labelled(bare, kept),
         front=_steps(corners),
         on_front=tuple(bare[place].method for place in kept),
-        across=across.ticks(6, lambda value: brief(dimension.say(value)), dimension.units),
+        across=across.ticks(6, lambda value: brief(axis.say(value)), axis.units),
         up=up.ticks(6, lambda value: brief(say(value))),
         is_log=across.is_log,
-        limit=None if limit is None else Tick(across(limit), f"your limit: {brief(dimension.say(limit))}"),
+        limit=None if limit is None else Tick(across(limit), f"your limit: {brief(axis.say(limit))}"),
         floor=None if least is None else _seen(up, least, f"your limit: {brief(say(least))}"),
         base=None if base is None else _seen(up, base.value, "untuned base"),
         unplaced=tuple(one.label for one, _ in known if one.label not in seen),

@@ -10,9 +10,9 @@ from budwood.records import BASE
 from budwood.records.amounts import plain_number
 from budwood.records.pages import render, shortened
 from budwood.report.answers import Shown, shown
+from budwood.report.axes import AXES
 from budwood.report.columns import Cell, Column, columns, say_quality
 from budwood.report.curves import over_seconds, over_steps
-from budwood.report.dimensions import DIMENSIONS
 from budwood.report.drawing import cut, scatter, styles
 from budwood.report.table import Method, Pick, Table
 
@@ -97,7 +97,7 @@ def page(table: Table, pick: Pick) -> str:
         "rows": _rows(compared, found, pick),
         "absent": _absent(table),
         "failures": [(method.label, method.failures) for method in compared if method.failures],
-        "scatters": [drawn for one in DIMENSIONS if (drawn := scatter(table, one, _say(table))) is not None],
+        "scatters": [drawn for one in AXES if (drawn := scatter(table, one, _say(table))) is not None],
         "curves": [drawn for drawn in (over_steps(table), over_seconds(table)) if drawn is not None],
         "searches": _searches(table),
         "by_seed": _by_seed(table),
@@ -168,7 +168,7 @@ def _verdict(method: Method, table: Table) -> str:
 
 
 def _limits(table: Table) -> list[str]:
-    said = [f"{one.name} at most {one.say(table.limits[one.limit])}" for one in DIMENSIONS if one.limit in table.limits]
+    said = [f"{one.name} at most {one.say(table.limits[one.limit])}" for one in AXES if one.limit in table.limits]
     if table.metric is not None and "quality" in table.limits:
         most = "at least" if table.metric.higher_is_better else "at most"
         said.append(f"{table.metric.name} {most} {_say(table)(table.limits['quality'])}")

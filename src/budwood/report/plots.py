@@ -8,9 +8,9 @@ from typing import Any
 
 from budwood.errors import BadConfig, NotAvailable, WrongOrder
 from budwood.records.files import not_writable
+from budwood.report.axes import AXES
 from budwood.report.columns import say_quality
 from budwood.report.curves import Curves, over_seconds, over_steps
-from budwood.report.dimensions import DIMENSIONS
 from budwood.report.drawing import Scatter, Style, scatter
 from budwood.report.table import Table
 
@@ -58,7 +58,7 @@ def _drawings(table: Table) -> list[Callable[[Any], None]]:
     def say(value: float) -> str:
         return say_quality(table.metric, value)
 
-    found = [scatter(table, dimension, say) for dimension in DIMENSIONS]
+    found = [scatter(table, axis, say) for axis in AXES]
     curves = [over_steps(table), over_seconds(table)]
     return [
         *(lambda axes, drawn=drawn: _scatter(axes, drawn, name) for drawn in found if drawn is not None),
@@ -67,7 +67,7 @@ def _drawings(table: Table) -> list[Callable[[Any], None]]:
 
 
 def _scatter(axes: Any, drawn: Scatter, name: str) -> None:
-    _frame(axes, drawn, drawn.dimension.axis + (" (logarithmic)" if drawn.is_log else ""), f"{name}, better upwards")
+    _frame(axes, drawn, drawn.axis.title + (" (logarithmic)" if drawn.is_log else ""), f"{name}, better upwards")
     if drawn.front:
         axes.plot(*zip(*drawn.front, strict=True), color=GREY, linewidth=1, zorder=1)
     if drawn.limit is not None:

@@ -6,19 +6,20 @@ from math import inf, isfinite
 import pytest
 
 from budwood.records.amounts import size
+from budwood.report.axes import AXES, BYTES, SECONDS, Axis, brief
 from budwood.report.columns import say_quality
 from budwood.report.curves import Curves, over_seconds, over_steps
-from budwood.report.dimensions import BYTES, DIMENSIONS, SECONDS, Dimension, brief, moment
 from budwood.report.drawing import COLOURS, SHAPES, Scatter, front, scatter, styles
+from budwood.report.limits import seconds
 from budwood.report.scale import Scale
 from budwood.report.table import Estimate, Table
 from report_tables import MIB, classification, crowd, language
 
-MEMORY, TRAINING, ANSWER, PARAMETERS, STORED = DIMENSIONS
+MEMORY, TRAINING, ANSWER, STORED, PARAMETERS = AXES
 
 
-def drawn(table: Table, dimension: Dimension) -> Scatter:
-    found = scatter(table, dimension, lambda value: say_quality(table.metric, value))
+def drawn(table: Table, axis: Axis) -> Scatter:
+    found = scatter(table, axis, lambda value: say_quality(table.metric, value))
     assert found is not None
     return found
 
@@ -34,7 +35,7 @@ def test_marks_are_round_in_their_unit() -> None:
     assert [brief(tick.label) for tick in Scale(low=0, high=310 * MIB, start=0, end=1).ticks(6, size, BYTES)] == [
         "0 B", "100 MiB", "200 MiB", "300 MiB",
     ]  # fmt: skip
-    times = Scale(low=60, high=165, start=0, end=1).ticks(6, moment, SECONDS)
+    times = Scale(low=60, high=165, start=0, end=1).ticks(6, seconds, SECONDS)
     assert [brief(tick.label) for tick in times] == ["1 m", "1 m 30 s", "2 m", "2 m 30 s"]
     wide = Scale(low=8e3, high=2e8, start=0, end=1, is_log=True).ticks(6, lambda value: f"{value:.0e}")
     assert [tick.label for tick in wide] == ["1e+04", "1e+05", "1e+06", "1e+07", "1e+08"]
@@ -104,9 +105,9 @@ def test_limits_are_drawn_inside() -> None:
 
 
 @pytest.mark.parametrize("table", [classification(), language(), crowd()], ids=["classes", "words", "crowd"])
-@pytest.mark.parametrize("dimension", DIMENSIONS, ids=lambda one: one.name)
-def test_names_hide_neither_each_other_nor_a_marker(table: Table, dimension: Dimension) -> None:
-    found = drawn(table, dimension)
+@pytest.mark.parametrize("axis", AXES, ids=lambda one: one.name)
+def test_names_hide_neither_each_other_nor_a_marker(table: Table, axis: Axis) -> None:
+    found = drawn(table, axis)
     boxes = []
     for spot in found.spots:
         if spot.label is not None:
