@@ -43,6 +43,7 @@ def commands(page: str) -> list[tuple[str, bool]]:
     "page",
     [
         *("train.md", "adapters.md", "compose.md", "cloze.md", "prompts.md", "distill.md", "shrink.md"),
+        "compare.md",
         *("cli.md", "exit-codes.md"),
     ],
 )
