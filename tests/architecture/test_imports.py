@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "shrink": {
         *("intervals", "errors", "calling", "anatomy", "core", "methods", "interop"),
-        *("assets", "data", "evaluate", "records", "prune", "train", "distill"),
+        *("assets", "data", "evaluate", "records", "report", "prune", "train", "distill"),
     },
     "compare": {
         *("errors", "calling", "anatomy", "core", "methods", "interop"),

@@ -28,14 +28,14 @@ class Answer:
     """What one or more methods said."""
 
     pieces: tuple[tuple[str, bool], ...]
-    """(text, whether the answer that most gave lacks it)."""
+    """(text, whether the measure lacks it)."""
     rest: str
     """What is seen only after unfolding."""
     labels: tuple[str, ...]
     is_right: bool
     """It is the reference."""
-    is_usual: bool
-    """Most methods gave it."""
+    is_measure: bool
+    """It is what the others are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Shown:
     prompt: Text
     reference: Text
     answers: tuple[Answer, ...]
-    """The one that most gave first."""
+    """The measure first, then those that more gave."""
     agreement: str
 
 
@@ -54,13 +54,11 @@ def shown(sample: Sample, letters: int) -> Shown:
     said: dict[str, list[str]] = {}
     for label, answer in sample.answers.items():
         said.setdefault(answer.strip(), []).append(label)
-    ordered = sorted(said.items(), key=lambda item: -len(item[1]))
-    usual = ordered[0][0] if ordered and len(ordered[0][1]) > 1 else None
-    measure = usual if usual is not None else sample.reference.strip()
-    answers = tuple(
-        _answer(text, labels, letters, measure=measure, usual=usual, reference=sample.reference.strip())
-        for text, labels in ordered
-    )
+    right = sample.reference.strip()
+    usual = max(said, key=lambda text: len(said[text]), default="")
+    measure = right if right in said or all(len(labels) == 1 for labels in said.values()) else usual
+    ordered = sorted(said.items(), key=lambda item: (item[0] != measure, -len(item[1])))
+    answers = tuple(_answer(text, labels, letters, measure=measure, right=right) for text, labels in ordered)
     count = len(said)
     agreement = "all say the same" if count == 1 else f"{count} different answers"
     return Shown(
@@ -77,7 +75,7 @@ def folded(text: str, letters: int) -> Text:
     return Text(whole, "") if len(whole) <= HEAD + 60 else Text(whole[:HEAD], whole[HEAD:])
 
 
-def _answer(text: str, labels: list[str], letters: int, *, measure: str, usual: str | None, reference: str) -> Answer:
+def _answer(text: str, labels: list[str], letters: int, *, measure: str, right: str) -> Answer:
     parts = folded(text, letters)
     return Answer(
         pieces=_apart(measure, parts.head)
@@ -85,8 +83,8 @@ def _answer(text: str, labels: list[str], letters: int, *, measure: str, usual: 
         else ((parts.head, False),) * bool(parts.head),
         rest=parts.rest,
         labels=tuple(labels),
-        is_right=bool(reference) and text == reference,
-        is_usual=text == usual,
+        is_right=bool(right) and text == right,
+        is_measure=text == measure,
     )
 
 

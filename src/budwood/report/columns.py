@@ -86,7 +86,10 @@ def _quality(table: Table, methods: Sequence[Method]) -> list[Column]:
             heading="against the base",
             meaning=f"Difference to the untuned model on the same rows, in {unit}; positive is better.",
             is_high_first=True,
-            cells=tuple(_difference(method.over_base, metric, above) for method in methods),
+            cells=tuple(
+                Cell(text="itself", value=0.0) if method.label == BASE else _difference(method.over_base, metric, above)
+                for method in methods
+            ),
         ),
         Column(
             group="Quality",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
-from statistics import fmean
+from statistics import fmean, median
 
 from budwood.records.amounts import plain_number
 from budwood.report.axes import SECONDS, brief
@@ -16,8 +16,10 @@ from budwood.report.table import Method, Point, Table
 
 MARGIN = 128
 """Room for the names at the right."""
-MOST = 48
+MOST = 24
 """Points of a training curve, each the mean of its neighbours."""
+FAR = 4.0
+"""An axis whose end is so many times the median end is logarithmic."""
 LETTERS = 16
 
 
@@ -42,6 +44,7 @@ class Curves:
     curves: tuple[Curve, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
+    is_log: bool
     width: float = WIDTH
     height: float = HEIGHT
     left: float = LEFT
@@ -77,10 +80,9 @@ def _curves(
         for method in table.methods
         if sum(isfinite(point.loss) for point in method.curve) > 1
     ]
-    end = max((place(point) for _, points in shown for point in points), default=0.0)
-    if not end > 0:
+    if not any(place(point) > 0 for _, points in shown for point in points):
         return None
-    across = Scale(low=0.0, high=end * 1.01, start=LEFT, end=WIDTH - MARGIN)
+    across = _along([[place(point) for point in points] for _, points in shown])
     up = losses([points for _, points in shown])
     looks = styles(table)
     curves = [_curve(method, points, looks[method.label], place, across, up) for method, points in shown]
@@ -90,7 +92,17 @@ def _curves(
         curves=tuple(_apart(curves)),
         across=across.ticks(5, lambda value: brief(say(value)), units),
         up=up.ticks(6, lambda value: f"{value:.6g}"),
+        is_log=across.is_log,
     )
+
+
+def _along(places: Sequence[Sequence[float]]) -> Scale:
+    """From nothing to the end; logarithmic where a few go so far that the others would stand in a corner."""
+    ends = [max(found) for found in places]
+    first = min((place for found in places for place in found if place > 0), default=0.0)
+    if max(ends) > FAR * median(ends):
+        return Scale(low=first, high=max(ends) * 1.02, start=LEFT, end=WIDTH - MARGIN, is_log=True)
+    return Scale(low=0.0, high=max(ends) * 1.01, start=LEFT, end=WIDTH - MARGIN)
 
 
 def losses(curves: Sequence[Sequence[Point]]) -> Scale:

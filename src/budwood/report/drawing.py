@@ -23,6 +23,8 @@ COLOURS, SHAPES = 6, 7
 """Without a common divisor, so that 42 methods look different."""
 WIDE = 20
 """An axis of a greater ratio is logarithmic."""
+EDGE = HEIGHT - BOTTOM - 24
+"""Where those stand that lie below the plot, with an arrow down."""
 BELOW = 3.0
 """How many times the median shortfall still lies inside the plot; what is worse stands at its edge."""
 
@@ -134,12 +136,12 @@ def scatter(table: Table, axis: Axis, say: Callable[[float], str]) -> Scatter | 
             method=method.label,
             style=looks[method.label],
             x=across(cost),
-            y=_inside(up, quality.value),
+            y=EDGE if _lies_below(up, quality) else up(quality.value),
             low=_inside(up, quality.low),
             high=_inside(up, quality.high),
             words=f"{method.label}: {say(quality.value)} [{say(quality.low)}, {say(quality.high)}], "
             f"{axis.name} {axis.say(cost)}",
-            is_beyond=up(quality.value) > HEIGHT - BOTTOM,
+            is_beyond=_lies_below(up, quality),
             label=None,
         )
         for method, cost, quality in shown
@@ -188,6 +190,11 @@ def _costs(values: Sequence[float], limit: float | None) -> Scale:
 def _seen(up: Scale, value: float, label: str) -> Tick | None:
     """A line across the plot; None where it lies below."""
     return None if up(value) > HEIGHT - BOTTOM else Tick(up(value), label)
+
+
+def _lies_below(up: Scale, quality: Estimate) -> bool:
+    """Whether it lies below the plot."""
+    return up(quality.value) > HEIGHT - BOTTOM
 
 
 def _inside(up: Scale, value: float) -> float:

@@ -105,7 +105,7 @@ def page(table: Table, pick: Pick) -> str:
         "better": "higher" if table.metric is None or table.metric.higher_is_better else "lower",
         "total": len(table.samples),
     }
-    filters: dict[str, Callable[..., object]] = {"cut": cut, "brief": _brief, "pieces": _pieces}
+    filters: dict[str, Callable[..., object]] = {"cut": cut, "brief": _brief, "pieces": _pieces, "spaced": _spaced}
     text = ""
     for count, letters in FITS:
         text = render("budwood.report", "page.html", {**content, "samples": _samples(table, count, letters)}, filters)
@@ -121,6 +121,11 @@ def _brief(text: str, letters: int = LETTERS) -> str:
 def _pieces(label: str) -> list[str]:
     """A label in the pieces between which a line may break."""
     return re.findall(r"[^:,=]+[:,=]?|[:,=]", label)
+
+
+def _spaced(budget: str) -> str:
+    """A budget as people write it: 60 steps."""
+    return re.sub(r"(?<=\d)(?=[a-z]{3})", " ", budget)
 
 
 def _say(table: Table) -> Callable[[float], str]:
@@ -150,21 +155,21 @@ def _rows(methods: Sequence[Method], found: Sequence[Column], pick: Pick) -> lis
 
 
 def _absent(table: Table) -> list[Absent]:
-    return [
-        Absent(
-            method.label,
-            _verdict(method, table),
-            tuple(reason for reason in (method.contender.why, *method.failures) if reason),
-        )
-        for method in table.methods
-        if method.quality is None and not method.seeds
-    ]
+    """Those without a result, with their reasons; where several have the same, they stand together."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for method in table.methods:
+        if method.quality is None and not method.seeds:
+            found.setdefault(_why_absent(method, table), []).append(method.label)
+    return [Absent(", ".join(labels), *why) for why, labels in found.items()]
 
 
-def _verdict(method: Method, table: Table) -> str:
+def _why_absent(method: Method, table: Table) -> tuple[str, tuple[str, ...]]:
+    reasons = tuple(reason for reason in (method.contender.why, *method.failures) if reason)
     if method.contender.verdict in VERDICTS:
-        return VERDICTS[method.contender.verdict]
-    return "failed" if method.failures else "waiting" if table.status != "finished" else "no result"
+        return VERDICTS[method.contender.verdict], reasons
+    if method.failures or table.status == "finished":
+        return ("failed" if method.failures else "no result"), reasons
+    return "waiting", reasons or ("No run is done yet.",)
 
 
 def _limits(table: Table) -> list[str]:

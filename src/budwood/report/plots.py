@@ -78,12 +78,11 @@ def _scatter(axes: Any, drawn: Scatter, name: str) -> None:
             axes.axhline(line.at, color=colour, linestyle=style, linewidth=1)
             axes.text(drawn.right, line.at - 3, _plain(line.label), color=colour, fontsize=8, ha="right")
     for spot in drawn.spots:
-        height = drawn.bottom - 12 if spot.is_beyond else spot.y
         if not spot.is_beyond:
             axes.vlines(spot.x, spot.low, spot.high, color=_colour(spot.style), linewidth=1.2)
-        axes.plot(spot.x, height, **_marker(spot.style), zorder=3)
+        axes.plot(spot.x, spot.y, **_marker(spot.style), zorder=3)
         if spot.is_beyond:
-            axes.annotate("", (spot.x, drawn.bottom), (spot.x, height), arrowprops={"arrowstyle": "->", "color": GREY})
+            axes.annotate("", (spot.x, drawn.bottom), (spot.x, spot.y), arrowprops={"arrowstyle": "->", "color": GREY})
         if spot.label is not None:
             if spot.label.is_apart:
                 axes.plot((spot.x, spot.label.x), (spot.y, spot.label.y), color=GREY, linewidth=0.4)
@@ -92,7 +91,7 @@ def _scatter(axes: Any, drawn: Scatter, name: str) -> None:
 
 
 def _curves(axes: Any, drawn: Curves) -> None:
-    _frame(axes, drawn, drawn.axis, "loss, nats per target")
+    _frame(axes, drawn, drawn.axis + (" (logarithmic)" if drawn.is_log else ""), "loss, nats per target")
     for curve in drawn.curves:
         colour = _colour(curve.style)
         if curve.training:

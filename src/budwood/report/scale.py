@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf, log10
 
+ENOUGH = 4
+"""Marks that a logarithmic axis needs, where its range allows."""
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -43,12 +46,16 @@ class Scale:
         return [step * count for count in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
     def _spread(self, units: Sequence[float], most: int) -> list[float]:
-        found: list[float] = []
-        for digits in ((1, 2, 5), (1, 3), (1,)):
-            found = [value for value in rounds(units, digits) if self.low <= value <= self.high]
-            if len(found) <= most:
-                return found
-        return found[:: ceil(len(found) / most)]
+        apart = (log10(self.high) - log10(self.low)) / (most + 2)
+        kept: list[float] = []
+        for digits in ((1,), (1, 3), (1, 2, 5)):
+            kept = []
+            for value in rounds(units, digits):
+                if self.low <= value <= self.high and (not kept or log10(value) - log10(kept[-1]) >= apart):
+                    kept.append(value)
+            if len(kept) >= ENOUGH:
+                break
+        return kept[:: ceil(len(kept) / most)] if kept else []
 
 
 def rounds(units: Sequence[float], digits: Sequence[int] = (1, 2, 5)) -> list[float]:

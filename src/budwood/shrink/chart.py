@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, isfinite, log10
+from math import isfinite
 
 from budwood.records import Score
 from budwood.records.amounts import percent
+from budwood.report.scale import Scale, Tick
 from budwood.shrink.lines import interval, unshrunk
 from budwood.shrink.stage import Stage
 
@@ -22,14 +23,6 @@ LETTER, LINE = 8, 13
 _CORNERS = ((-1, -1), (1, 1), (1, -1), (-1, 1))
 """Where labels go: a curve that rises to the right leaves the first two free."""
 _WHOLE = Score(name="quality", value=1.0, low=1.0, high=1.0, n=0, unit="by definition")
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis."""
-
-    at: float
-    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,25 +72,6 @@ class Chart:
         return " ".join(point.words for point in self.points)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From values to places."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
-
-    def ticks(self, most: int, say: Callable[[float], str]) -> tuple[Tick, ...]:
-        """At most so many marks at round numbers."""
-        step = next(size for size in _rounds((self.high - self.low) / most) if (self.high - self.low) / size <= most)
-        values = [step * count for count in range(ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9) + 1)]
-        return tuple(Tick(self(value), say(value)) for value in values)
-
-
 def curve(
     name: str,
     title: str,
@@ -133,7 +107,7 @@ def _is_drawable(at: float, quality: Score) -> bool:
     return all(isfinite(float(value)) for value in (at, quality.value, quality.low, quality.high))
 
 
-def _point(stage: Stage, quality: Score, x: float, up: _Scale, where: str) -> Point:
+def _point(stage: Stage, quality: Score, x: float, up: Scale, where: str) -> Point:
     inside = [min(max(value, up.low), up.high) for value in (quality.value, quality.low, quality.high)]
     y, low, high = (up(value) for value in inside)
     outcome = "" if stage.accepted else ", undone"
@@ -150,13 +124,13 @@ def _point(stage: Stage, quality: Score, x: float, up: _Scale, where: str) -> Po
     )
 
 
-def _padded(values: Sequence[float], end: float, *, start: float) -> _Scale:
+def _padded(values: Sequence[float], end: float, *, start: float) -> Scale:
     low, high = min(values), max(values)
     room = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-    return _Scale(low - room, high + room, start, end)
+    return Scale(low=low - room, high=high + room, start=start, end=end)
 
 
-def _heights(qualities: Sequence[tuple[bool, Score]], least: float | None) -> _Scale:
+def _heights(qualities: Sequence[tuple[bool, Score]], least: float | None) -> Scale:
     """From the lowest whisker to the highest, with the unshrunk model's quality of 1 in sight."""
     kept = [quality for accepted, quality in qualities if accepted]
     marks = [1.0, *(end for quality in kept for end in (quality.low, quality.high)), *([least] if least else [])]
@@ -165,13 +139,7 @@ def _heights(qualities: Sequence[tuple[bool, Score]], least: float | None) -> _S
     others = [end for accepted, quality in qualities if not accepted for end in (quality.low, quality.high)]
     ends = [low, high, *(min(max(end, reach), 2 * high - reach) for end in others)]
     room = max(0.06 * (max(ends) - min(ends)), 0.005)
-    return _Scale(min(ends) - room, max(ends) + room, HEIGHT - BOTTOM, TOP)
-
-
-def _rounds(above: float) -> Sequence[float]:
-    """1, 2 and 5 times powers of ten, from below a number on."""
-    first = floor(log10(above))
-    return [digit * 10.0**power for power in range(first, first + 3) for digit in (1, 2, 5)]
+    return Scale(low=min(ends) - room, high=max(ends) + room, start=HEIGHT - BOTTOM, end=TOP)
 
 
 def _labelled(points: Sequence[Point]) -> list[Point]:

@@ -156,13 +156,24 @@ def curves_of(found: Curves | None) -> Curves:
 def test_curves_keep_their_held_out_points_and_few_others() -> None:
     steps = curves_of(over_steps(classification()))
     assert [curve.method for curve in steps.curves][:2] == ["full", "lora"]
-    assert all(len(curve.held_out) == 4 and len(curve.training) <= 48 for curve in steps.curves)
+    assert all(len(curve.held_out) == 4 and len(curve.training) <= 24 for curve in steps.curves)
     assert "full: held-out loss 0.3005 after 120 steps and 1 m 36 s" in [curve.words for curve in steps.curves]
 
 
 def test_over_seconds_the_slow_end_later() -> None:
     ends = {curve.method: curve.held_out[-1][0] for curve in curves_of(over_seconds(classification())).curves}
     assert ends["bitfit"] < ends["lora"] < ends["full"]
+
+
+def test_one_slow_method_does_not_press_the_others_into_a_corner() -> None:
+    table = classification()
+    assert not curves_of(over_seconds(table)).is_log
+    slow = table.methods[2]
+    slow = replace(slow, curve=tuple(replace(point, seconds=20 * point.seconds) for point in slow.curve))
+    found = curves_of(over_seconds(replace(table, methods=(*table.methods[:2], slow, *table.methods[3:]))))
+    assert found.is_log
+    ends = sorted(curve.held_out[-1][0] for curve in found.curves)
+    assert ends[0] > (found.left + found.right) / 2
 
 
 def test_names_at_the_ends_of_curves_stand_apart() -> None:

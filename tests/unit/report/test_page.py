@@ -160,7 +160,10 @@ def test_a_method_that_waits_is_no_failure() -> None:
     table = classification()
     waits = replace(table.methods[-1], failures=())
     text = words(made(replace(table, methods=(*table.methods[:-1], waits), status="running")))
-    assert "adapterp: waiting" in text
+    assert "adapterp: waiting No run is done yet." in text
+    more = replace(waits, label="unipelt")
+    text = words(made(replace(table, methods=(*table.methods[:-1], waits, more), status="running")))
+    assert "adapterp, unipelt: waiting" in text
 
 
 def test_learning_rates_say_what_became_of_each() -> None:
@@ -184,6 +187,18 @@ def test_equal_answers_stand_together_and_others_are_marked() -> None:
     assert "as the reference" in article
     assert "The inn is <mark>dear .</mark>" in article
     assert words(article).count("The inn is cheap.") == 2
+
+
+def test_the_right_answer_is_the_measure_even_where_few_give_it() -> None:
+    one = Sample(prompt="p", reference="good", answers={"base": "bad", "full": "bad", "lora": "good"}, disagreement=0.6)
+    text = made(replace(classification(), samples=(one,)))
+    article = text[text.index("<article") : text.index("</article>")]
+    assert "<mark>bad</mark>" in article
+    assert article.index('class="same">good') < article.index("<mark>bad")
+
+
+def test_the_base_is_not_compared_with_itself() -> None:
+    assert ">itself</td>" in made(classification())
 
 
 def test_an_empty_answer_is_said() -> None:
