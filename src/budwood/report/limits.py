@@ -19,7 +19,7 @@ TIMES = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 
 def seconds(value: float) -> str:
     """Seconds in few characters, those below one as milliseconds."""
-    return f"{1e3 * value:.3g} ms" if value < 1 else duration(value)
+    return f"{1e3 * value:.3g} ms" if value < 0.9995 else duration(value)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ DIMENSIONS = (
     Dimension(
         "training time",
         _pace,
-        lambda pace: f"{1e3 * pace:.3g} ms",
-        "trains in {} a token",
+        lambda pace: f"{1e3 * pace:.3g} ms a token",
+        "trains in {}",
         "train_s",
         lambda one: 0.0 if one.label == BASE else one.train_s,
     ),

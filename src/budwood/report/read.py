@@ -75,12 +75,10 @@ def _weaknesses(found: Found, compared: Compared, task: str) -> tuple[str, ...]:
         said.append("Some methods have fewer seeds than others.")
     if 0 < compared.rows < FEW_ROWS:
         said.append(f"Only {compared.rows} test rows: {_smallest(compared.rows, task)}")
-    for entry in trained:
-        rates = entry.contender.rates
-        if rates is not None and rates.is_end:
-            said.append(
-                f"{entry.label} did best at {rates.rate:g}, an end of the learning rates tried: another may be better."
-            )
+    ends = [(one.label, rates.rate) for one in trained if (rates := one.contender.rates) is not None and rates.is_end]
+    if ends:
+        listed = ", ".join(f"{label} ({rate:g})" for label, rate in ends)
+        said.append(f"At an end of the learning rates tried, so that another may be better: {listed}.")
     unclear = [one.label for one in trained if one.contender.rates is not None and not one.contender.rates.is_clear]
     if unclear:
         said.append(
