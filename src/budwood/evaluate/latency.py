@@ -64,7 +64,7 @@ def latency(
     )
 
 
-def cache_bytes(model: Any, prompt_tokens: int = 8) -> int:
+def cache_bytes(model: Any, prompt_tokens: int = 4) -> int:
     """Keys, values and states that a model holds after reading one made-up prompt; 0 for one that keeps none."""
     if not model.can_generate():
         return 0
