@@ -73,7 +73,7 @@ def attention_sites(
     calls: dict[str, AttentionCall] = {**_function_calls(model, sites)}
     own = [site for site in sites if site.path not in calls]
     if own:
-        _check_kernel(_configs(model))
+        _check_kernel(configs_of(model))
         calls.update(cache_calls(model, own))
     silent = [site.path for site in sites if site.path not in calls]
     if silent:
@@ -125,12 +125,12 @@ def _hearing(model: nn.Module, module: nn.Module, ear: list[tuple[Tensor, Tensor
 
 def is_open(model: nn.Module) -> bool:
     """Whether the model calls the attention function of this file."""
-    return any(_named(config).startswith(_LEAD) for config in _configs(model))
+    return any(_named(config).startswith(_LEAD) for config in configs_of(model))
 
 
 def open_attention(model: nn.Module) -> None:
     """Have the model call the attention function of this file. Raises WrongOrder for other implementations."""
-    configs = _configs(model)
+    configs = configs_of(model)
     _check_kernel(configs)
     for config in configs:
         if _named(config) in KERNELS:
@@ -139,7 +139,7 @@ def open_attention(model: nn.Module) -> None:
 
 def close_attention(model: nn.Module) -> None:
     """The inverse of `open_attention`."""
-    for config in _configs(model):
+    for config in configs_of(model):
         if _named(config).startswith(_LEAD):
             config._attn_implementation_internal = _named(config).removeprefix(_LEAD)
 
@@ -154,7 +154,7 @@ def _check_kernel(configs: Iterable[PretrainedConfig]) -> None:
             )
 
 
-def _configs(model: nn.Module) -> list[PretrainedConfig]:
+def configs_of(model: nn.Module) -> list[PretrainedConfig]:
     """The configurations that the model's modules look things up in, each once."""
     found = [vars(module).get("config") for module in model.modules()]
     return list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
@@ -183,7 +183,7 @@ def _attend(
     met = acting(module, batch)
     if not met:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
-    if name == "sdpa":
+    if name != "eager":
         key, value, mask = _unskipped(module, query, key, value, mask, kwargs.get("is_causal"))
         kwargs["is_causal"] = False
     if mask is None and any(part.rows is not None for part, _ in met):
@@ -280,7 +280,9 @@ def _find_kernel(name: str, cls: type[nn.Module]) -> Kernel:
     raise NoSuchSite(f"the file of {cls.__name__} has no {name} attention function; use another attn_implementation")
 
 
-def _register(name: str) -> None:
+def admit(name: str) -> str:
+    """Let rows be put in front of another attention function that transformers knows; the name to call both by."""
+
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
         *args: Any, **kwargs: Any,
@@ -289,7 +291,8 @@ def _register(name: str) -> None:
 
     AttentionInterface.register(_LEAD + name, attend)
     AttentionMaskInterface.register(_LEAD + name, AttentionMaskInterface()[name])
+    return _LEAD + name
 
 
 for _name in KERNELS:
-    _register(_name)
+    admit(_name)

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budwood.data import Batch
-from budwood.distill.chunks import positions_within, sliced
+from budwood.distill.chunks import positions_within
 from budwood.distill.coarse import coarsened
 from budwood.distill.config import Distillation
 from budwood.distill.supervised import Reader, Reading
 from budwood.distill.teacher import Said, Teacher
+from budwood.fast.loss import sliced
 from budwood.train.objective import OBJECTIVES, Loss
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from budwood.evaluate.inputs import bare
+
 
 @dataclass(frozen=True)
 class Tail:
@@ -59,7 +61,7 @@ class Head:
 
     def __init__(self, model: Any, module: nn.Module) -> None:
         self.model, self.module = model, module
-        self.tail = _tail(model.config.get_text_config().to_dict())
+        self.tail = _tail(bare(model).config.get_text_config().to_dict())
 
     def capture(self, inputs: Mapping[str, Tensor]) -> Captured | None:
         """Run the model but for its logits.  None if it does more after the output embedding than is known here."""
@@ -92,13 +94,13 @@ class Head:
 
 def head_of(model: Any) -> Head | None:
     """The head of a language model; None where the model declares no output embedding."""
-    module = model.get_output_embeddings()
+    module = bare(model).get_output_embeddings()
     return None if module is None else Head(model, module)
 
 
 def without_cache(model: Any) -> dict[str, bool]:
     """{"use_cache": False} for models whose forward takes it: a single forward needs no keys and values kept."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return {"use_cache": False} if "use_cache" in inspect.signature(bare(model).forward).parameters else {}
 
 
 def _tail(config: Mapping[str, Any]) -> Tail:

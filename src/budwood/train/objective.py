@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Protocol
+from weakref import WeakSet
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from budwood.data import IGNORE, Batch
 from budwood.errors import BadData
 from budwood.evaluate import span_logits, span_losses
-from budwood.evaluate.inputs import class_logits, logits_at
+from budwood.evaluate.head import head_of
+from budwood.evaluate.inputs import bare, class_logits, fitted, logits_at
+from budwood.fast.loss import token_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class CausalLM:
         """Logits are asked for only at positions where some row learns something, and float32 only where it does."""
         if batch.labels is None or batch.labels.ndim != 2 or not batch.shift:
             raise BadData("a language model needs a label for each token; read the data with task causal-lm")
-        return _token_loss(model, batch, batch.labels[:, 1:])  # position t predicts token t + 1
+        return _token_loss(model, batch, batch.labels[:, 1:], batch.labels.shape[1])  # position t predicts token t + 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Seq2Seq:
         """The decoder's inputs are the labels shifted by the model, so labels stand where they are predicted."""
         if batch.labels is None or batch.target_lengths is None:
             raise BadData("an encoder-decoder needs rows with a source and a target; read the data with task seq2seq")
-        return _token_loss(model, batch, batch.labels)
+        return _token_loss(model, batch, batch.labels, batch.labels.shape[1])
 
 
 @dataclass(frozen=True)
@@ -142,12 +146,24 @@ OBJECTIVES: Mapping[str, Callable[[], Objective]] = {
 """The objective of each task."""
 
 
-def _token_loss(model: nn.Module, batch: Batch, labels: Tensor) -> Loss:
+_OPAQUE: WeakSet[nn.Module] = WeakSet()
+"""Models that do more to logits than is known of their head: their own forward makes them."""
+
+
+def _token_loss(model: nn.Module, batch: Batch, labels: Tensor, width: int) -> Loss:
     """The loss at the labels that are learned.
 
-    labels: [B, T'] int64, at the positions that predict them
+    labels: [B, T'] int64, at the positions that predict them;  width: positions of the text
     """
     learned = labels != IGNORE  # [B, T']
+    head = None if bare(model) in _OPAQUE or not bool(learned.any()) else head_of(model)
+    captured = None if head is None else head.capture(fitted(model, batch).inputs())
+    if head is not None and captured is not None:
+        states = captured.hidden[:, -width:][:, : labels.shape[1]][learned]  # [targets, d], no prompt in front
+        total = token_loss(states, partial(head.logits, captured), labels[learned])
+        return Loss(total, len(states))
+    if head is not None:
+        _OPAQUE.add(bare(model))
     positions = learned.any(dim=0).nonzero().flatten()  # [K]
     logits = logits_at(model, batch, positions)  # [B, K, V]
     chosen = learned[:, positions]  # [B, K]

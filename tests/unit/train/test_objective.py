@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from budwood.data import IGNORE, collate
 from budwood.errors import BadData
+from budwood.fast import loss as fast_loss
 from budwood.train.objective import CausalLM, Classify
 from families import FAMILIES
 from training import PAD, labelled, rows, tiny
@@ -36,10 +37,27 @@ def test_logits_are_asked_for_at_learned_positions_only(monkeypatch: pytest.Monk
     handle = model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
     CausalLM()(model, batch)
     handle.remove()
+    vocabulary = model.config.vocab_size
+    first_of_each_row = [(3, 1, vocabulary)] * 2  # shows that the head by itself is all that the model does
+    assert [tuple(shape) for shape in shapes] == [*first_of_each_row, (1, vocabulary), (batch.num_targets, vocabulary)]
+    assert batch.num_targets < batch.input_ids.numel()
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_gradients_of_slices_are_those_of_full_logits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_loss, "SLICE_BYTES", 4 * 96 * 3)  # three positions a slice
+    model, batch = tiny(family).train(), collate(rows(4), PAD)
+    torch.manual_seed(0)
+    CausalLM()(model, batch).total.backward()
+    own = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
     assert batch.labels is not None
-    learned = int((batch.labels[:, 1:] != IGNORE).any(dim=0).sum())
-    assert shapes == [(3, learned, model.config.vocab_size)]
-    assert learned < batch.input_ids.shape[1] - 1
+    torch.manual_seed(0)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum").backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and parameter.grad.any():
+            torch.testing.assert_close(own[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_classifier_sums_over_rows() -> None:
