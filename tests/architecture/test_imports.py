@@ -75,6 +75,7 @@ ONLY_IN: dict[str, set[str]] = {
     "accelerate": {"train"},
     "transformers": {
         *("anatomy", "core.entrance", "core.inputs", "core.attention", "core.cache_shim"),
+        "fast.attention",
         *("assets", "data", "evaluate", "prune", "train", "distill", "shrink", "cli"),
     },
     "huggingface_hub": {"assets", "data"},

@@ -95,6 +95,7 @@ class Training:
     weight_decay: Annotated[float | None, Unlisted] = None
     clip: Annotated[float | None, Unlisted] = None
     gradient_checkpointing: Annotated[bool | None, Unlisted] = None
+    pack: Annotated[bool | None, Parameter(show=False, negative="--no-pack")] = None
     group_by_length: Annotated[bool | None, Parameter(show=False, negative="--no-group-by-length")] = None
     eval_every: Annotated[int | None, Unlisted] = None
     eval_rows: Annotated[int | None, Unlisted] = None

@@ -73,6 +73,11 @@ class Delta(nn.Module):
         """What it adds to y: [*, out]. Sums of adapters are sums of these."""
         return self(base, x, y) - y
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether what it does to a token depends on others of its row, or on which row it is in."""
+        return False
+
     def query(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """What a fusion of this and other adapters asks with: [*, out]."""
         return y

@@ -1,4 +1,4 @@
-"""Losses of states without their logits: the head, the loss and their gradients for some positions at a time (`fast.loss`).
+"""Losses of states without their logits: the head, loss and gradients for some positions at a time (`fast.loss`).
 
 At most one slice of positions has logits, of student and teacher; a teacher may be the same model without its adapter.
 """

@@ -25,9 +25,7 @@ def slice_size(vocabulary: int) -> int:
     return max(1, SLICE_BYTES // (4 * vocabulary))
 
 
-def token_loss(
-    states: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, *, size: int | None = None
-) -> Tensor:
+def token_loss(states: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, *, size: int | None = None) -> Tensor:
     """Cross-entropy of labels [n] given states [n, d], summed: [] float32, in nats. Other arguments: see `sliced`."""
 
     def summed(logits: Tensor, rows: slice) -> Tensor:

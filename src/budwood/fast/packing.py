@@ -40,13 +40,30 @@ class Packing:
         """x: [B or 1, T, ...] -> [1, N, ...]."""
         if x.shape[0] != self.rows:
             x = x.expand(self.rows, *x.shape[1:])
-        packed: Tensor = _Pack.apply(x, self.index)  # type: ignore[no-untyped-call]
+        packed: Tensor = _Pack.apply(x, self.index)
         return packed
 
     def unpack(self, x: Tensor) -> Tensor:
         """x: [1, N, ...] -> [B, T, ...], zero at padding."""
-        unpacked: Tensor = _Unpack.apply(x, self.index, self.rows, self.width)  # type: ignore[no-untyped-call]
+        unpacked: Tensor = _Unpack.apply(x, self.index, self.rows, self.width)
         return unpacked
+
+    def unpack_heads(self, x: Tensor) -> Tensor:
+        """x: [1, heads, N, D] -> [B, heads, T, D]; what is not packed, as it is."""
+        if x.shape[0] != 1 or x.shape[2] != self.tokens:
+            return x
+        return self.unpack(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Packed:
+    """One stack of blocks while a fast forward runs: what its attentions need to know."""
+
+    def __init__(self) -> None:
+        self.packing: Packing | None = None
+        self.calls = 0
+        """How often an attention of the stack was computed here."""
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+        """Positions of this forward, by the identity of the tensor that was packed: it and the packed one."""
 
 
 class _Pack(torch.autograd.Function):

@@ -349,6 +349,11 @@ class BottleneckDelta(Gated, SubLayerDelta):
         self.adds_residual = method.adds_residual
         self.stochastic_depth = sequential.stochastic_depth if sequential else 0.0
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """As a gate does; stochastic depth leaves out whole rows."""
+        return super().mixes_tokens or self.stochastic_depth > 0
+
     def query(self, norm: nn.Module, x: Tensor, h: Tensor) -> Tensor:
         """z, what the bottleneck reads: [*, d]."""
         return h if self.reads == "h" else self.residual.read() if self.reads == "r" else self.normed(h)

@@ -43,6 +43,11 @@ class Gated(ReadsText):
         self.is_causal = over == "text" and site.stack != "encoder"
         self.reading = site.stack if over == "text" and not self.is_causal else None
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """A gate is a mean over a row, unless every token has its own."""
+        return self.W_g is not None and not self.is_causal
+
     def check_open(self) -> None:
         """Raises BadConfig where there is a gate: what it weighs depends on the text, and is no plain update."""
         if self.W_g is not None:

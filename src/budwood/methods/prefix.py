@@ -181,6 +181,11 @@ class PrefixDelta(Gated, AttentionDelta):
             keys, values = (rows * gate for rows, gate in zip((keys, values), self._gates(), strict=True))
         return keys, values
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """A gate weighs what queries see, beside each other in their rows, even where every token has its own."""
+        return self.W_g is not None
+
     def weights(self) -> tuple[Tensor, Tensor] | None:
         """Gates of each token, where it has its own: [B, 1, Q, 1] for keys and values."""
         return self._gates() if self.is_causal else None

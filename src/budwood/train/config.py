@@ -99,6 +99,8 @@ class TrainConfig:
     """Longest row in tokens, longer ones are cut; none takes what the model can read, at most 1024."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    pack: bool = True
+    """Compute no padding, where a sample of the rows shows that loss and gradients are the same."""
     group_by_length: bool = True
     """Put rows of similar length in one step: less padding, the same rows in every epoch."""
     eval_every: int | None = None

@@ -162,11 +162,11 @@ def _token_loss(model: nn.Module, batch: Batch, labels: Tensor, width: int) -> L
         states = captured.hidden[:, -width:][:, : labels.shape[1]][learned]  # [targets, d], no prompt in front
         total = token_loss(states, partial(head.logits, captured), labels[learned])
         return Loss(total, len(states))
-    if head is not None:
-        _OPAQUE.add(bare(model))
     positions = learned.any(dim=0).nonzero().flatten()  # [K]
     logits = logits_at(model, batch, positions)  # [B, K, V]
     chosen = learned[:, positions]  # [B, K]
     picked = logits[chosen].float()  # [targets, V]
     total = F.cross_entropy(picked, labels[:, positions][chosen], reduction="sum")
+    if head is not None and bool(total.isfinite()):  # of numbers that are none, nothing can be said
+        _OPAQUE.add(bare(model))
     return Loss(total, int(chosen.sum()))

@@ -82,6 +82,8 @@ class Preflight:
     """Peak memory expected, on top of the imports."""
     predicted_s: float
     """Seconds of training expected."""
+    fast: str = ""
+    """How steps are computed, and what showed that it is the same."""
     on: tuple[str, ...] = ()
     """Folders of the frozen adapters that it stands on, the lowest first."""
     rates: RatePlan | None = None
@@ -124,6 +126,8 @@ class Preflight:
             f"expects {human_bytes(self.predicted_bytes)} at most ({human_bytes(forecast.available_bytes)} free before "
             f"the first step), on {self.device} in {self.precision}"
         )
+        if self.fast:
+            lines.append(self.fast)
         steps = f"{self.steps:,} steps" if self.steps else f"about {self.predicted_s / forecast.step_s:,.0f} steps"
         lines.append(f"{steps}, {self.epochs:.3g} epochs, about {human_seconds(self.predicted_s)} of training")
         return tuple(lines)
@@ -194,6 +198,7 @@ def preflight(
         forecast=forecast,
         predicted_bytes=held_bytes + forecast.step_bytes,
         predicted_s=budget.amount if steps is None else steps * forecast.step_s,
+        fast=str(prepared.fast),
         on=on,
         rates=plan_rates(prepared.adapter.method, config, total_steps=total),
     )

@@ -99,7 +99,7 @@ def _tried(prepared: Prepared, objective: Objective, feed: Feed, rows: int) -> f
     batch = feed.batch(feed.longest(rows)).to(prepared.device)
     began = time.perf_counter()
     try:
-        with prepared.arithmetic():
+        with prepared.learning():
             loss = objective(prepared.trained, batch)
         prepared.accelerator.backward(loss.total / max(1, loss.tokens))
         if prepared.device.type == "cuda":

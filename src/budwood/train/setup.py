@@ -22,6 +22,7 @@ from budwood.core import Adapter, Method, adapters, attach, named_parameters, un
 from budwood.data import Batch
 from budwood.errors import BadConfig, WrongOrder
 from budwood.evaluate.inputs import fitted
+from budwood.fast.engine import PLAIN, Fast
 from budwood.records import count
 from budwood.train.config import TrainConfig
 from budwood.train.precision import arithmetic, master, resolve_device, resolve_precision
@@ -49,6 +50,8 @@ class Prepared:
     accelerator: Accelerator
     below: tuple[str, ...] = ()
     """Names of the frozen adapters that it stands on, the lowest first."""
+    fast: Fast = PLAIN
+    """How its steps are computed."""
     beside: dict[str, nn.Parameter] = field(default_factory=dict)
     """What the loss trains for itself (a distillation's projections): no part of the model, saved with the state."""
 
@@ -86,6 +89,12 @@ class Prepared:
     def arithmetic(self) -> Iterator[None]:
         """Forwards inside use the run's precision; training, validation and answers alike."""
         with arithmetic(self.device, self.compute):
+            yield
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Forwards of steps: in the run's precision, and fast where that is the same."""
+        with self.fast.running(), self.arithmetic():
             yield
 
 

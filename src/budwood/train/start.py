@@ -17,6 +17,7 @@ from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
 from budwood.train.config import TrainConfig
+from budwood.train.engage import engaged
 from budwood.train.feed import Feed
 from budwood.train.heads import new_modules, refuse_untrained, train_new_modules
 from budwood.train.job import Job
@@ -161,6 +162,8 @@ def start(job: Job, *, say: Say | None = None) -> Started:
         )
     lesson = _lesson(job, material, prepared)
     prepared = prepared.with_beside(lesson.beside)
+    if job.recipe is None:
+        prepared = replace(prepared, fast=engaged(prepared, lesson.objective, feed, job.config))
     loaded = meter.read()
     held_bytes = psutil.Process().memory_info().rss - meter.floor_bytes
     if device.type == "cuda":

@@ -41,7 +41,8 @@ SHOWN: dict[str, str] = {
 }
 TRAINING = (
     "--on --task --pattern --verbalizer --accumulate --learning-rate --rates --rate-steps --schedule --warmup "
-    "--weight-decay --clip --gradient-checkpointing --group-by-length --no-group-by-length --eval-every --eval-rows "
+    "--weight-decay --clip --gradient-checkpointing --pack --no-pack "
+    "--group-by-length --no-group-by-length --eval-every --eval-rows "
     f"--test-rows --save-every --proof-steps --timed-batches --split-seed --samples {ALSO_MACHINE}"
 )
 HIDDEN: dict[str, str] = {

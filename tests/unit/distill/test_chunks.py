@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from budwood.core import attach
 from budwood.distill.chunks import SLICE_BYTES, chunked, positions_within
-from budwood.fast.loss import sliced
 from budwood.distill.coarse import coarsened
 from budwood.distill.losses import LOSSES, forward_kl, jensen_shannon
 from budwood.errors import BadData
 from budwood.evaluate.head import head_of
+from budwood.fast.loss import sliced
 from budwood.methods import LoRA
 from families import FAMILIES
 
