@@ -22,17 +22,18 @@ ALLOWED: dict[str, set[str]] = {
     "assets": {"errors"},
     "core": {"errors", "anatomy"},
     "methods": {"errors", "anatomy", "core"},
+    "fast": {"errors", "anatomy", "core"},
     "interop": {"errors", "anatomy", "core", "methods"},
     "combine": {"errors", "calling", "anatomy", "core", "methods"},
     "report": {"errors", "intervals", "records"},
     "evaluate": {"errors", "intervals", "core", "data", "records"},
     "train": {
-        *("errors", "calling", "anatomy", "core", "methods", "interop"),
+        *("errors", "calling", "anatomy", "core", "methods", "interop", "fast"),
         *("assets", "data", "evaluate", "records"),
     },
     "prune": {"errors", "anatomy", "core", "data", "evaluate"},
     "distill": {
-        *("errors", "calling", "anatomy", "core", "methods", "interop"),
+        *("errors", "calling", "anatomy", "core", "methods", "interop", "fast"),
         *("assets", "data", "evaluate", "records", "prune", "train"),
     },
     "shrink": {
@@ -45,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *("errors", "anatomy", "core", "methods", "combine", "interop", "report", "compare"),
-        *("assets", "data", "evaluate", "records", "train", "distill", "shrink"),
+        *("assets", "data", "evaluate", "fast", "records", "train", "distill", "shrink"),
     },
     "__init__": {
         *("errors", "anatomy", "core", "methods", "combine", "interop", "report", "compare"),

@@ -17,6 +17,7 @@ from budwood.train.config import TrainConfig
 from budwood.train.feed import Feed
 from budwood.train.memory import available_bytes, human_bytes, is_out_of_memory
 from budwood.train.objective import Objective
+from budwood.train.precision import products
 from budwood.train.randomness import same_randomness
 from budwood.train.setup import Prepared
 
@@ -99,9 +100,10 @@ def _tried(prepared: Prepared, objective: Objective, feed: Feed, rows: int) -> f
     batch = feed.batch(feed.longest(rows)).to(prepared.device)
     began = time.perf_counter()
     try:
-        with prepared.arithmetic():
-            loss = objective(prepared.trained, batch)
-        prepared.accelerator.backward(loss.total / max(1, loss.tokens))
+        with products(prepared.device, prepared.compute):
+            with prepared.arithmetic():
+                loss = objective(prepared.trained, batch)
+            prepared.accelerator.backward(loss.total / max(1, loss.tokens))
         if prepared.device.type == "cuda":
             torch.cuda.synchronize(prepared.device)
     except (RuntimeError, MemoryError) as error:

@@ -20,6 +20,7 @@ from budwood.train.feed import Feed
 from budwood.train.memory import is_out_of_memory
 from budwood.train.objective import Objective
 from budwood.train.observer import Observer
+from budwood.train.precision import products
 from budwood.train.randomness import random_state, restore_random_state
 from budwood.train.setup import Prepared
 
@@ -54,7 +55,8 @@ def gradients(
         pieces = feed.pieces(mine, count, epoch=standing.position.epoch)
         random = random_state()
         try:
-            total, targets, parts = _accumulate(prepared, objective, pieces, weight)
+            with products(prepared.device, prepared.compute):
+                total, targets, parts = _accumulate(prepared, objective, pieces, weight)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
