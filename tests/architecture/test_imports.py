@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *("errors", "anatomy", "core", "methods", "combine", "interop", "report", "compare"),
-        *("assets", "data", "evaluate", "records", "train", "distill", "shrink"),
+        *("assets", "data", "evaluate", "fast", "records", "train", "distill", "shrink"),
     },
     "__init__": {
         *("errors", "anatomy", "core", "methods", "combine", "interop", "report", "compare"),

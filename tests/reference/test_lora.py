@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import budwood.core as core
 from budwood.anatomy import Anatomy, Site
 from budwood.methods import LoRA
+from budwood.methods.lora import added
 from families import FAMILIES
 
 IN, OUT, RANK, ALPHA = 12, 10, 3, 5.0
@@ -125,3 +127,49 @@ def test_parts_of_a_fused_projection_get_pairs_of_their_own() -> None:
             weight[:, 2 * d :] += 2.0 * (B[d:] @ A[2:]).T
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, base(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def formula(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    return y + (x.to(A.dtype) @ A.T @ B.T * scale).to(y.dtype)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("stored", "kept", "autocast", "most"),
+    [
+        (torch.float64, torch.float64, False, 1e-13),
+        (torch.float32, torch.float32, False, 1e-5),
+        (torch.bfloat16, torch.float32, False, 1e-2),
+        (torch.float32, torch.float32, True, 3e-2),
+        (torch.bfloat16, torch.float32, True, 3e-2),
+    ],
+    ids=["float64", "float32", "bfloat16-base", "autocast", "autocast-bfloat16"],
+)
+def test_one_product_is_the_formula(
+    shape: tuple[int, ...], stored: torch.dtype, kept: torch.dtype, autocast: bool, most: float
+) -> None:
+    """Values, gradients and dtypes of y + s B A x, added in one product, whatever arithmetic it is in."""
+    random = torch.Generator().manual_seed(3)
+
+    def found(function: Callable[..., Tensor]) -> list[Tensor]:
+        random.manual_seed(3)
+        dtypes = {"y": stored, "x": stored, "A": kept, "B": kept}
+        sizes = {"y": (*shape, OUT), "x": (*shape, IN), "A": (RANK, IN), "B": (OUT, RANK)}
+        leaves = [torch.randn(sizes[k], generator=random).to(d).requires_grad_() for k, d in dtypes.items()]
+        y = leaves[0].to(torch.bfloat16) if autocast else leaves[0] * 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = function(y, *leaves[1:], 1.7)
+        out.backward(torch.randn(out.shape, generator=random).to(out.dtype))
+        assert [leaf.grad is not None and leaf.grad.dtype == leaf.dtype for leaf in leaves] == [True] * 4
+        return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    for ours, theirs in zip(found(added), found(formula), strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert (ours - theirs).double().norm() <= most * theirs.double().norm()
+
+
+def test_a_base_in_more_bits_than_autocast_keeps_them() -> None:
+    y, x = torch.full((1, OUT), 1 + 2**-20), torch.ones(1, IN)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = added(y, x, torch.ones(RANK, IN), torch.zeros(OUT, RANK), 2.0)
+    assert out.dtype == torch.float32 and torch.equal(out, y)

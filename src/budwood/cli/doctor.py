@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def _torch() -> dict[str, Any]:
     """What torch was built with, and how fast matrix products are in each arithmetic."""
     import torch
 
+    from budwood.fast.gemm import route
+
     return {
         "version": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -71,6 +74,7 @@ def _torch() -> dict[str, Any]:
         "mps": torch.backends.mps.is_available(),
         "float32_gflops": _speed(torch.float32),
         "bfloat16_gflops": _speed(torch.bfloat16),
+        "gemm": asdict(route()),
     }
 
 
@@ -78,13 +82,16 @@ def _speed(dtype: Any, rows: int = 256, width: int = 768, limit_s: float = 0.3) 
     """Billions of operations a second in [rows, width] x [width, width] products on the CPU, the best of a few."""
     import torch
 
+    from budwood.fast.gemm import routed
+
     x, w = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
     torch.mm(x, w)
     best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < limit_s:
-        before = time.perf_counter()
-        torch.mm(x, w)
-        best = min(best, time.perf_counter() - before)
+    with routed(x.device):
+        while time.perf_counter() - started < limit_s:
+            before = time.perf_counter()
+            torch.mm(x, w)
+            best = min(best, time.perf_counter() - before)
     return round(2e-9 * rows * width * width / best, 1)
 
 
@@ -124,6 +131,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("accelerators", ", ".join(torch["cuda"]) or ("mps" if torch["mps"] else "none")),
         ("torch", f"{torch['version']}, {torch['threads']} threads, oneDNN {'on' if torch['mkldnn'] else 'off'}"),
         ("CPU speed", f"float32 {float32:g}, bfloat16 {bfloat16:g} Gflop/s ({bfloat16 / float32:.2g} times)"),
+        ("float32 kernel", f"{torch['gemm']['name']} ({torch['gemm']['why']})"),
         ("cache", f"{facts['cache']['path']}, {size(facts['cache']['free_bytes'])} free"),
         ("this folder", f"{size(here['free_bytes'])} free{'' if here['writable'] else ', NOT writable'}"),
         ("model hub", reach),

@@ -157,6 +157,8 @@ class LoRADelta(Gated):
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x: [*, in], y: [*, out] -> [*, out]."""
         dropped = F.dropout(x, self.dropout, self.training)
+        if self.A0 is None and self.b is None and self.W_g is None and self.m is None:
+            return added(y, dropped, self.A, self.B, self.scale)
         z = dropped.to(self.A.dtype)
         update = z @ self.A.T @ self.B.T  # [*, in] -> [*, rank] -> [*, out]
         if self.A0 is not None and self.B0 is not None:
@@ -242,7 +244,10 @@ class LoRAParts(Gated):
 
     def forward(self, base: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x: [*, in], y: [*, out] -> [*, out]."""
-        z = F.dropout(x, self.dropout, self.training).to(self.A.dtype)
+        dropped = F.dropout(x, self.dropout, self.training)
+        if self.A0 is None and self.W_g is None:
+            return added(y, dropped, *self.whole(), self.scale)
+        z = dropped.to(self.A.dtype)
         update = self._product(z @ self.A.T, self.B)
         if self.A0 is not None and self.B0 is not None:
             update = update - self._product(z @ self.A0.T, self.B0)
@@ -299,6 +304,21 @@ class LoRAEmbedding(Delta):
         """E + s (B A)^T."""
         assert isinstance(base, nn.Embedding)
         return {"weight": base.weight.to(self.A.dtype) + (self.B @ self.A).T * self.scale}
+
+
+def added(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """y + s x A^T B^T, with one pass over y.  x: [*, in], y: [*, out], A: [rank, in], B: [out, rank] -> [*, out].
+
+    In memory B^T lies row by row, so that its gradient comes as u^T g and not as g^T u, and u's as g (B^T)^T: on a
+    CPU these take a quarter and a half of the time of the other ways round.
+    """
+    z = x if torch.is_autocast_enabled(x.device.type) else x.to(A.dtype)
+    u = z @ A.T * scale  # [*, rank]
+    wide = B.T.contiguous() if B.requires_grad and torch.is_grad_enabled() else B.T
+    if u.dtype != y.dtype:
+        return y + (u @ wide).to(y.dtype)
+    rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1]), wide)
+    return rows.view(y.shape)
 
 
 def start(A: Tensor, B: Tensor, method: LoRA, weight: Tensor, scale: float) -> None:

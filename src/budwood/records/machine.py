@@ -93,13 +93,21 @@ class Machine:
     """CPU threads the run uses; null where the caller did not say."""
     accelerators: tuple[Accelerator, ...] = ()
     """The devices the caller found."""
+    gemm: str | None = None
+    """Who computes float32 products: "default" (torch's choice) or "onednn"; null off the CPU, or not said."""
 
     def to_dict(self) -> dict[str, Json]:
         """Plain data for JSON."""
         return asdict(self)
 
 
-def machine(*, device: str = "cpu", threads: int | None = None, accelerators: tuple[Accelerator, ...] = ()) -> Machine:
+def machine(
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    accelerators: tuple[Accelerator, ...] = (),
+    gemm: str | None = None,
+) -> Machine:
     """The facts of this machine, without importing torch; what only torch knows is passed in."""
     return Machine(
         os=f"{platform.system()} {platform.release()}",
@@ -113,6 +121,7 @@ def machine(*, device: str = "cpu", threads: int | None = None, accelerators: tu
         device=device,
         threads=threads,
         accelerators=accelerators,
+        gemm=gemm,
     )
 
 

@@ -11,7 +11,7 @@ from budwood.core import Method
 from budwood.data import Task, Template
 from budwood.errors import BadConfig, WrongOrder
 from budwood.methods import method_from_dict, method_to_dict
-from budwood.records import Manifest, RunFolder, machine
+from budwood.records import Manifest, RunFolder
 from budwood.shrink.beginning import check, material_of, opened
 from budwood.shrink.config import Shrinking
 from budwood.shrink.folder import Shelf, stages_of
@@ -23,6 +23,7 @@ from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job, as_config
 from budwood.train.observer import Observer, Silent
 from budwood.train.precision import resolve_device
+from budwood.train.start import machine_of
 from budwood.train.status import resume_command, told_status
 
 START = "stages/start"
@@ -124,7 +125,7 @@ def shrink_job(job: Job, settings: Shrinking, *, observer: Observer | None = Non
         "labels": list(material.corpus.labels) if material.corpus.labels else None,
         "notes": list(material.corpus.notes),
     }
-    environment = machine(device=str(resolve_device(job.config.device)))
+    environment = machine_of(resolve_device(job.config.device))
     folder = RunFolder.create(
         job.root, manifest, config=said, data=facts, environment=environment, out=job.out, force=job.force
     )

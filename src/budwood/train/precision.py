@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from budwood.errors import BadConfig
+from budwood.fast.gemm import routed
 
 FAST_BF16 = 1.3
 """How many times faster than float32 a bfloat16 product has to be for precision=auto to choose it."""
@@ -19,8 +20,15 @@ FAST_BF16 = 1.3
 
 @contextmanager
 def arithmetic(device: torch.device, compute: torch.dtype) -> Iterator[None]:
-    """bfloat16 products on `device` if `compute` says so, else nothing."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=compute == torch.bfloat16):
+    """bfloat16 products on `device` if `compute` says so, else float32 ones by the faster of the exact kernels."""
+    with products(device, compute), torch.autocast(device.type, torch.bfloat16, enabled=compute == torch.bfloat16):
+        yield
+
+
+@contextmanager
+def products(device: torch.device, compute: torch.dtype) -> Iterator[None]:
+    """The part of `arithmetic` that a backward needs, too."""
+    with nullcontext() if compute == torch.bfloat16 else routed(device):
         yield
 
 
@@ -60,7 +68,8 @@ def bf16_gain() -> float:
             times.append(time.perf_counter() - began)
         return min(times)
 
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+    with routed(torch.device("cpu")):
+        return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def master(tensor: torch.Tensor) -> torch.Tensor:

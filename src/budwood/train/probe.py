@@ -100,8 +100,9 @@ def _tried(prepared: Prepared, objective: Objective, feed: Feed, rows: int) -> f
     began = time.perf_counter()
     try:
         with prepared.learning():
-            loss = objective(prepared.trained, batch)
-        prepared.accelerator.backward(loss.total / max(1, loss.tokens))
+            with prepared.arithmetic():
+                loss = objective(prepared.trained, batch)
+            prepared.accelerator.backward(loss.total / max(1, loss.tokens))
         if prepared.device.type == "cuda":
             torch.cuda.synchronize(prepared.device)
     except (RuntimeError, MemoryError) as error:

@@ -25,7 +25,7 @@ from budwood.evaluate.inputs import fitted
 from budwood.fast.engine import PLAIN, Fast
 from budwood.records import count
 from budwood.train.config import TrainConfig
-from budwood.train.precision import arithmetic, master, resolve_device, resolve_precision
+from budwood.train.precision import arithmetic, master, products, resolve_device, resolve_precision
 from budwood.train.randomness import seed_everything
 from budwood.train.stacking import lay, stand
 
@@ -93,8 +93,8 @@ class Prepared:
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Forwards of steps: in the run's precision, and fast where that is the same."""
-        with self.fast.running(), self.arithmetic():
+        """Forwards and backwards of steps inside take the fast way, where that is the same."""
+        with products(self.device, self.compute), self.fast.running():
             yield
 
 

@@ -13,6 +13,7 @@ from budwood.core import Method
 from budwood.core.fingerprint import fingerprint
 from budwood.data import Masking
 from budwood.errors import BadConfig
+from budwood.fast.gemm import route
 from budwood.methods import method_to_dict
 from budwood.records import Accelerator, Json, Machine, Manifest, Memory, MemoryMeter, cuda_memory, machine
 from budwood.train.checkpoint import Standing
@@ -99,7 +100,8 @@ def machine_of(device: torch.device) -> Machine:
                 driver=torch.version.cuda,
             ),
         )
-    return machine(device=str(device), threads=torch.get_num_threads(), accelerators=found)
+    gemm = route().name if device.type == "cpu" else None
+    return machine(device=str(device), threads=torch.get_num_threads(), accelerators=found, gemm=gemm)
 
 
 def data_record(job: Job, material: Material, facts: DataFacts) -> dict[str, Json]:

@@ -54,7 +54,8 @@ def gradients(
         pieces = feed.pieces(mine, count, epoch=standing.position.epoch)
         random = random_state()
         try:
-            total, targets, parts = _accumulate(prepared, objective, pieces, weight)
+            with prepared.learning():
+                total, targets, parts = _accumulate(prepared, objective, pieces, weight)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -98,7 +99,7 @@ def _accumulate(
     parts: dict[str, float] = {}
     for number, piece in enumerate(pieces, start=1):
         with accelerator.no_sync(prepared.trained) if number < len(pieces) else nullcontext():
-            with prepared.learning():
+            with prepared.arithmetic():
                 loss = objective(prepared.trained, piece.to(prepared.device))
             total += weight * loss.total.item()
             for name, value in loss.parts.items():

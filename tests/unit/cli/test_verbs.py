@@ -180,6 +180,7 @@ def test_assets(budwood: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_doctor_tells_everything_without_the_network(budwood: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = budwood("doctor", "--offline", "--json").json
     assert found["hub"] is None
+    assert found["torch"]["gemm"]["name"] in ("default", "onednn") and found["torch"]["gemm"]["why"]
     assert found["torch"]["float32_gflops"] > 0 and found["torch"]["bfloat16_gflops"] > 0
     assert found["machine"]["versions"]["torch"] and found["cache"]["free_bytes"] > 0
     assert set(found["extras"]) == set(doctor.EXTRAS)

@@ -17,12 +17,12 @@ def git(folder: Path, *words: str) -> None:
 
 
 def test_what_it_knows() -> None:
-    facts = machine(device="cuda:0", threads=2, accelerators=(Accelerator(name="H", memory_bytes=7),))
+    facts = machine(device="cuda:0", threads=2, accelerators=(Accelerator(name="H", memory_bytes=7),), gemm="onednn")
     assert facts.memory_bytes > 1 << 28 and facts.processor.usable_cores > 0 and facts.processor.model
     assert facts.versions["torch"] and facts.versions["transformers"] and facts.versions["budwood"]
     assert facts.python.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     data = json.loads(json.dumps(facts.to_dict()))
-    assert (data["device"], data["threads"]) == ("cuda:0", 2)
+    assert (data["device"], data["threads"], data["gemm"]) == ("cuda:0", 2, "onednn")
     assert data["accelerators"][0]["name"] == "H"
 
 
