@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from budwood.anatomy import discover as discover
     from budwood.combine.adapters import combine as combine
     from budwood.compare.run import compare as compare
+    from budwood.compare.search import search as search
     from budwood.core import Adapter as Adapter
     from budwood.core import Fuse as Fuse
     from budwood.core import Method as Method
@@ -78,6 +79,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(("NoSuchAdapter", "NoSuchSite", "NotAvailable", "OutOfMemory"), "errors"),
     **dict.fromkeys(("VerificationFailed", "WrongOrder"), "errors"),
     **dict.fromkeys(("load", "save"), "interop"),
+    **dict.fromkeys(("search",), "compare.search"),
     **dict.fromkeys(("METHODS", "parse_method", "Full", "IA3", "LoRA", "Selective"), "methods"),
     **dict.fromkeys(("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"), "methods"),
     **dict.fromkeys(("MAM", "UniPELT"), "methods"),

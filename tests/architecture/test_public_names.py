@@ -18,7 +18,7 @@ PUBLIC = {
     *("AdapterH", "AdapterP", "Compacter", "Fusion", "LinearAdapter", "Parallel"),
     *("MAM", "MultitaskPrompt", "PTuning", "PTuningV2", "PrefixTuning", "PromptTuning", "Tasks", "UniPELT"),
     # adapters on disk, training
-    *("save", "load", "train", "distill", "shrink", "compare"),
+    *("save", "load", "train", "distill", "shrink", "compare", "search"),
     # several LoRA adapters into one
     "combine",
     # errors

@@ -60,6 +60,11 @@ VERBS: dict[str, Verb] = {
         "budwood compare demo-lm faq.jsonl --method lora --method adapter-p --seeds 3\n"
         "--dry-run says how long it would take; --no-search tries no learning rates (docs/howto/compare.md).",
     ),
+    "search": Verb(
+        "search:search", TRAIN, "Find a method, its size and its learning rate within a given time, and train it.",
+        "budwood search demo-encoder reviews.csv --budget 20m\n"
+        "A method without fields is tried in several sizes. --dry-run says which candidates there are.",
+    ),
     "eval": Verb(
         "evaluate:evaluate", USE, "Score a run or an adapter on held-out rows, beside its base.",
         "budwood eval latest test.jsonl",

@@ -189,6 +189,25 @@ class Comparisons(Training):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Searches(Training):
+    """How to search: the settings of `budwood train` for whatever is tried."""
+
+    method: Annotated[tuple[str, ...], Parameter(negative=())] = ()  # type: ignore[assignment]  # several here
+    """A method to try, lora in several sizes or lora:rank=16 as it is; repeat it for several. [all that work alone]"""
+    budget: str | None = None
+    """The time for all of it, the final run included: 20m or 1h30m."""
+    out: Path | None = None
+    """Folder of the search; one that is there is gone on with. [runs/DATE-search-MODEL]"""
+    resume: str | None = None
+    """Go on with a search: its folder; nothing else is needed."""
+    dry_run: Annotated[bool, Unlisted] = False
+    force: Annotated[bool, Unlisted] = False
+    memory: str | None = None
+    """Peak memory that nothing tried may exceed, as 6GiB."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where and how a verb computes."""
 

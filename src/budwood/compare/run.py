@@ -79,15 +79,15 @@ def compare_job(job: Job, wanted: Comparing, *, listener: Listener | None = None
     contenders = contenders_of(wanted.methods)
     seeds = seeds_of(wanted.seeds, job.config.seed)
     limits: dict[str, Json] = {} if wanted.memory is None else {"memory_bytes": bytes_of(wanted.memory)}
-    folder = ComparisonFolder(job.out or _new_folder(job))
-    job = stored(replace(job, config=_shared(job.config), name="default"), folder.path)
+    folder = ComparisonFolder(job.out or new_folder(job))
+    job = stored(replace(job, config=shared(job.config), name="default"), folder.path)
     comparison = Comparison(
         command=job.command, model=job.model_name, data=job.data_name, budget=job.config.budget, seeds=seeds,
         limits=limits, contenders=contenders,
     )  # fmt: skip
-    held = _held(folder, {**_settings(job), "search": wanted.search}, comparison)
+    found = held(folder, {**settings_of(job), "search": wanted.search}, comparison)
     with closing(_pool(folder, wanted, job)) as pool:
-        runner = Runner(folder, job, wanted, held, pool, listener or Unheard())
+        runner = Runner(folder, job, wanted, found, pool, listener or Unheard())
         runner.run()
     return Compared(folder)
 
@@ -111,7 +111,7 @@ def predict(job: Job, wanted: Comparing, *, listener: Listener | None = None) ->
     return found
 
 
-def _shared(config: TrainConfig) -> TrainConfig:
+def shared(config: TrainConfig) -> TrainConfig:
     """What all runs have in common: batches that are timed, and the rows that are held out whatever their seed."""
     return replace(
         config, timed_batches=TIMED, split_seed=config.seed if config.split_seed is None else config.split_seed
@@ -122,8 +122,9 @@ def _pool(folder: ComparisonFolder, wanted: Comparing, job: Job) -> Pool:
     return OnRay(job.config.device) if wanted.ray else Local(folder.path / "log.txt")
 
 
-def _new_folder(job: Job) -> Path:
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-compare-{slug(Path(job.model_name).name)}"
+def new_folder(job: Job, verb: str = "compare") -> Path:
+    """A folder of its own among the runs."""
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{verb}-{slug(Path(job.model_name).name)}"
     return job.root / stem
 
 
@@ -147,7 +148,7 @@ def resume(where: str | Path, *, ray: bool = False, listener: Listener | None = 
     return compare_job(job, wanted, listener=listener)
 
 
-def _held(folder: ComparisonFolder, settings: dict[str, Json], comparison: Comparison) -> Comparison:
+def held(folder: ComparisonFolder, settings: dict[str, Json], comparison: Comparison) -> Comparison:
     """The comparison with what is in its folder already, which is made where it is not there.
 
     Raises BadConfig where something else is there, or other settings; WrongOrder where it is still running.
@@ -184,6 +185,6 @@ def _held(folder: ComparisonFolder, settings: dict[str, Json], comparison: Compa
     return comparison
 
 
-def _settings(job: Job) -> dict[str, Json]:
+def settings_of(job: Job) -> dict[str, Json]:
     """What all runs of a comparison share."""
     return {key: value for key, value in job.to_dict().items() if key not in ("method", "seed")}

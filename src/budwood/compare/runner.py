@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from budwood.compare.config import BUDGET, MOST_EPOCHS, Comparing, Listener
-from budwood.compare.plan import Planned, positions
+from budwood.compare.plan import Planned, contenders_of, positions
 from budwood.compare.pool import Outcome, Pool
 from budwood.compare.work import Task
 from budwood.errors import BadConfig
@@ -23,14 +23,19 @@ from budwood.train.job import Job
 REFUSALS = ("BadConfig", "NoSuchSite", "NoSuchAdapter", "CannotFold", "WrongOrder")
 """Errors that mean: this method is not for this model or task."""
 
+VERB = {"comparison": "compare", "search": "search"}
+"""What makes each kind of record."""
+
 
 class Runner:
     """One comparison while it runs."""
 
     def __init__(
         self, folder: ComparisonFolder, job: Job, wanted: Comparing, comparison: Comparison, pool: Pool,
-        listener: Listener,
+        listener: Listener, narrow: Callable[[Runner], None] | None = None,
     ) -> None:  # fmt: skip
+        """narrow: chooses what is run, once the base was looked at."""
+        self.narrow = narrow
         self.folder, self.wanted, self.pool, self.listener = folder, wanted, pool, listener
         self.job, self.comparison, self.number = job, comparison, 0
 
@@ -39,6 +44,8 @@ class Runner:
         self.comparison = self.folder.begun(self.comparison, budwood=installed("budwood") or "")
         try:
             self._look_at_base()
+            if self.narrow is not None:
+                self.narrow(self)
             plan = Planned(self.job, self.wanted.search)
             self._renew_items(plan)
             self.listener.plan(self.comparison)
@@ -48,7 +55,7 @@ class Runner:
             self._end("interrupted")
             told = KeyboardInterrupt(
                 "stopped; what was finished is kept, and what was running has saved its state; go on with: "
-                f"budwood compare --resume {quote(str(self.folder.path))}"
+                f"budwood {VERB[self.comparison.kind]} --resume {quote(str(self.folder.path))}"
             )
             told.exit_code = vars(stop).get("exit_code", 130)  # type: ignore[attr-defined]  # of the command line
             raise told from stop
@@ -60,7 +67,7 @@ class Runner:
 
     def _look_at_base(self) -> None:
         """The untuned model's run; its precision, rows and lengths are those of all."""
-        method = positions(self.comparison.contenders)
+        method = positions(contenders_of(self.wanted.methods))
         config = self.job.config
         task = Task(
             kind="base", name=BASE, out=str((self.folder.path / "runs" / BASE).absolute()), command=self.job.command,

@@ -30,7 +30,9 @@ from budwood.train.interrupt import Interrupted
 from budwood.train.job import Job
 from budwood.train.observer import StepPoint
 from budwood.train.preflight import Preflight
+from budwood.train.rates import RatePlan, try_rates
 from budwood.train.run import check_job, resume, run_job
+from budwood.train.start import start
 
 Tell = Callable[[Mapping[str, Json]], None]
 CAN_FORK = sys.platform == "linux"
@@ -43,8 +45,9 @@ ORPHANED_S = 1.0
 class Task:
     """One thing to do, as plain data."""
 
-    kind: Literal["base", "probe", "train"]
-    """base: examine the untuned model; probe: a few steps that leave no trace; train: a whole run."""
+    kind: Literal["base", "probe", "trial", "train"]
+    """base: examine the untuned model; probe: a few steps that leave no trace; trial: `steps` of them at each learning
+    rate, scored; train: a whole run."""
     name: str
     """What people are shown."""
     config: Mapping[str, Json]
@@ -55,6 +58,8 @@ class Task:
     """Folder of the base's run."""
     limit_bytes: int | None = None
     """Peak memory that must not be exceeded, as far as preflight can tell."""
+    steps: int = 0
+    """Of a trial, at each rate."""
     command: Sequence[str] = ()
     trust_remote_code: bool = False
 
@@ -143,6 +148,19 @@ def _probe(task: Task, tell: Tell) -> dict[str, Json]:
     return forecast_of(check_job(replace(task.job, force=True)))
 
 
+def _trial(task: Task, tell: Tell) -> dict[str, Json]:
+    """The losses after some steps at each of the config's learning rates, on rows that the steps did not see."""
+    job = task.job
+    started = start(job)
+    Watcher(tell, task.limit_bytes).preflight(started.facts)
+    plan = RatePlan(rates=job.config.rates_given, steps=task.steps)
+    found = try_rates(
+        started.prepared, started.objective, started.feed, job.config, plan, held=started.material.valid,
+        start=started.beginning,
+    )  # fmt: skip
+    return {"rates": [one.rate for one in found.trials], "losses": [one.loss for one in found.trials]}
+
+
 def _train(task: Task, tell: Tell) -> dict[str, Json]:
     """A run from its beginning, or on from where one was stopped."""
     folder, watcher = RunFolder(Path(task.out)), Watcher(tell, task.limit_bytes)
@@ -154,7 +172,9 @@ def _train(task: Task, tell: Tell) -> dict[str, Json]:
     return {"rates": asdict(probe) if probe else None}
 
 
-DO: Mapping[str, Callable[[Task, Tell], dict[str, Json]]] = {"base": _base, "probe": _probe, "train": _train}
+DO: Mapping[str, Callable[[Task, Tell], dict[str, Json]]] = {
+    "base": _base, "probe": _probe, "trial": _trial, "train": _train,
+}  # fmt: skip
 """What each kind of task is."""
 
 

@@ -37,6 +37,8 @@ class Method:
     """AdamW's decay for what it trains."""
     rates: ClassVar[tuple[float, ...]] = ()
     """Rates that a run which names none tries first, the lowest first; with none, it takes `rate`."""
+    sizes_to_try: ClassVar[tuple[str, tuple[float, ...]]] = ("", ())
+    """The field that says how large it is, and the values that a search tries."""
     rates_why: ClassVar[str] = ""
     """Why they are worth trying, in one sentence."""
     aliases: ClassVar[Mapping[str, str]] = {}

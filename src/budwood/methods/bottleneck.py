@@ -234,6 +234,7 @@ class AdapterH(Sequential):
     name = "adapter-h"
     paper = "Houlsby et al. 2019, arXiv:1902.00751"
     formula = "h + W_u act(W_d h + b_d) + b_u"
+    sizes_to_try = ("size", (64, 16, 256))
     reads = "h"
     standard: ClassVar[Mapping[str, float]] = {"size": 64}
 
@@ -250,6 +251,7 @@ class AdapterP(Sequential):
     name = "adapter-p"
     paper = "Pfeiffer et al. 2021, arXiv:2005.00247; MAD-X, Pfeiffer et al. 2020, arXiv:2005.00052"
     formula = "h + W_u act(W_d LN(h + r) + b_d) + b_u"
+    sizes_to_try = ("reduction", (16, 4, 64))
     reads = "total"
     standard: ClassVar[Mapping[str, float]] = {"reduction": 16}
 
@@ -271,6 +273,7 @@ class Parallel(Bottleneck):
     name = "parallel"
     paper = "He et al. 2022, arXiv:2110.04366"
     formula = "h + s (W_u act(W_d r + b_d) + b_u)"
+    sizes_to_try = ("reduction", (2, 8, 32))
     reads = "r"
     standard: ClassVar[Mapping[str, float]] = {"reduction": 2, "scale": 4.0}
 

@@ -33,6 +33,7 @@ class Compacter(Sequential):
     name = "compacter"
     paper = "Karimi Mahabadi et al. 2021, arXiv:2106.04647"
     formula = "h + A(h), W = sum_i R_i (x) (L_i T_i)"
+    sizes_to_try = ("reduction", (32, 8))
     learning_rate = 3e-3
     standard: ClassVar[Mapping[str, float]] = {"reduction": 32}
     aliases: ClassVar[Mapping[str, str]] = {

@@ -37,6 +37,7 @@ class LinearAdapter(Method):
     name = "linear-adapter"
     paper = "Hu et al. 2023, arXiv:2304.01933"
     formula = "o + W_u act(W_d o), W (x + W_u act(W_d x)), or W x + s W_u act(W_d x)"
+    sizes_to_try = ("size", (256, 64))
     learning_rate = 5e-4
     aliases: ClassVar[Mapping[str, str]] = {
         "bottleneck_size": "size", "non_linearity": "activation", "adapter_dropout": "dropout", "scaling": "scale",

@@ -38,6 +38,7 @@ class LoRA(Method):
     name = "lora"
     paper = "Hu et al. 2021, arXiv:2106.09685"
     formula = "y + (alpha/rank) B A x"
+    sizes_to_try = ("rank", (8, 2, 32))
     learning_rate = 1e-3
     aliases: ClassVar[Mapping[str, str]] = {
         "r": "rank", "lora_rank": "rank", "lora_r": "rank",

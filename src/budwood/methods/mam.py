@@ -28,6 +28,7 @@ class MAM(Union):
     name = "mam"
     paper = "He et al. 2022, arXiv:2110.04366"
     formula = "softmax(q [P_K; k]^T) [P_V; v]; h + s (W_u act(W_d r + b_d) + b_u)"
+    sizes_to_try = ("length", (30, 10))
     learning_rate = 1e-3
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "prefix_length": "length", "bottleneck_size": "width", "mid_dim": "width",

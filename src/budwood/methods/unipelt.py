@@ -32,6 +32,7 @@ class UniPELT(Union):
     name = "unipelt"
     paper = "Mao et al. 2022, arXiv:2110.07577"
     formula = "prefix, adapter and LoRA, each times g = mean sigmoid(h W_g^T + b_g)"
+    sizes_to_try = ("length", (10, 30))
     learning_rate = 1e-3
     aliases: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "length", "prefix_length": "length", "bottleneck_size": "width",

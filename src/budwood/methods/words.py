@@ -23,6 +23,7 @@ class FromWords(Method):
     """A method that trains rows for positions which hold no text."""
 
     weight_decay: ClassVar[float] = 0.0
+    sizes_to_try: ClassVar[tuple[str, tuple[float, ...]]] = ("length", (20, 5, 50))
 
     length: int = 20
     """Rows in front of the text."""

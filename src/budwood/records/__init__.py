@@ -5,6 +5,7 @@ from budwood.records.comparison import Comparison as Comparison
 from budwood.records.comparison import ComparisonFolder as ComparisonFolder
 from budwood.records.comparison import Contender as Contender
 from budwood.records.comparison import Item as Item
+from budwood.records.comparison import Trial as Trial
 from budwood.records.files import Json as Json
 from budwood.records.machine import Accelerator as Accelerator
 from budwood.records.machine import Machine as Machine

@@ -61,6 +61,33 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a search saw of one candidate: a few steps at each of some learning rates, from the same start."""
+
+    label: str
+    """The candidate's, as a contender's."""
+    rung: int
+    """How often candidates were dropped before."""
+    steps: int
+    """Optimizer steps at each rate."""
+    rates: tuple[float, ...] = ()
+    """The learning rates that were tried."""
+    losses: tuple[float | None, ...] = ()
+    """What each came to on rows that the steps did not see, in nats per target; None where it diverged."""
+    error: str | None = None
+    """Why nothing came of it."""
+    step_s: float = 0.0
+    """Seconds of one step, as probed."""
+    seconds: float = 0.0
+    """Of its process, everything included."""
+
+    @property
+    def scores(self) -> dict[float, float]:
+        """The loss of each rate that came through."""
+        return {rate: loss for rate, loss in zip(self.rates, self.losses, strict=True) if loss is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The content of `comparison.json`."""
 
@@ -80,6 +107,8 @@ class Comparison:
     """In the order asked for, the base first."""
     items: tuple[Item, ...] = ()
     """In the order they are run."""
+    trials: tuple[Trial, ...] = ()
+    """What a search tried, in order."""
     notes: tuple[str, ...] = ()
     """What a reader has to know of how it was done."""
     status: Standing = "running"
@@ -149,6 +178,7 @@ def _comparison(data: Mapping[str, Json], where: str) -> Comparison:
     try:
         values["contenders"] = tuple(_contender(one, where) for one in data["contenders"])
         values["items"] = tuple(_part(Item, one, where) for one in data["items"])
+        values["trials"] = tuple(_part(Trial, one, where) for one in data.get("trials", ()))
     except (KeyError, TypeError) as error:
         raise BadCheckpoint(f"{where} is damaged ({error!r}); restore it or compare again") from error
     found = _part(Comparison, values, where)

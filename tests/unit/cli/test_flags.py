@@ -21,6 +21,7 @@ SHOWN: dict[str, str] = {
     "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
     "compose": f"--out --how --weights --rank --density --sign --head --model --seed --device --offline --force {TALK}",
     "export": f"--to --out --model --force {MACHINE} {TALK}",
+    "search": f"--method --budget --memory --out --resume {MACHINE} {TALK}",
     "compare": f"--method --seeds --budget --memory --out --resume {MACHINE} {TALK}",
     "report": f"--to --out {TALK}",
     "train": f"--method --budget --out --resume --dry-run --force {MACHINE} {TALK}",
@@ -51,6 +52,7 @@ HIDDEN: dict[str, str] = {
     "try": f"--on {ALSO_MACHINE}",
     "compose": "--trust-remote-code",
     "train": TRAINING,
+    "search": f"--dry-run --force {TRAINING}",
     "compare": f"--dry-run --force --search --no-search --ray {TRAINING}",
     "distill": "--dry-run --force --temperature --kd-weight --ce-weight --skew --beta --hidden-weight --hidden "
     "--attention-weight --relation-weight --layer-map --tail --answers --on-policy --max-new-tokens "
