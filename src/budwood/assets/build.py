@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SEED = 13
 _HELD_OUT = 0.1
-"""Share of the questions (or texts) in each of validation and test."""
+"""Share of the questions (or texts) in validation, and in test where nothing else is said."""
 _TELLING_WORDS = 4
 """Answers of at least so many words, given to several questions, keep those questions in one split."""
 
@@ -90,13 +90,18 @@ def _chat_pairs(wheel: Wheel, recipe: ChatPairs, out: Path) -> dict[str, str | i
             texts = [str(turn).strip() for turn in turns[:2]]
             if len(texts) == 2 and all(texts):
                 pair = (_plain(texts[0]), _plain(texts[1]))
-                found.setdefault(pair, _chat_row(topic, *texts))
+                row = _labelled_row(topic, texts[0]) if recipe.is_labelled else _chat_row(topic, *texts)
+                found.setdefault(pair, row)
     groups = group_questions(found)
+    rows = _one_label_each(found) if recipe.is_labelled else [(question, row) for (question, _), row in found.items()]
     splits: dict[str, list[dict[str, object]]] = {"train": [], "validation": [], "test": []}
-    for name, questions in _share_out(sorted(set(groups.values()))).items():
-        splits[name] = [row for (question, _), row in found.items() if groups[question] in questions]
+    for name, questions in _share_out(sorted(set(groups.values())), test_share=recipe.test_share).items():
+        splits[name] = [row for question, row in rows if groups[question] in questions]
+    took = "first question of each conversation, with its topic" if recipe.is_labelled else (
+        "first question and answer of each conversation"
+    )
     return {
-        "how": "first question and answer of each conversation; repeats dropped; all rows of a question in one split",
+        "how": f"{took}; repeats dropped; all rows of a question in one split",
         "conversations_read": num_read,
         **_write_splits(out, splits),
     }
@@ -105,6 +110,20 @@ def _chat_pairs(wheel: Wheel, recipe: ChatPairs, out: Path) -> dict[str, str | i
 def _chat_row(topic: str, question: str, answer: str) -> dict[str, object]:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"topic": topic, "messages": turns}
+
+
+def _labelled_row(topic: str, question: str) -> dict[str, object]:
+    return {"text": question, "label": topic}
+
+
+def _one_label_each(found: Mapping[tuple[str, str], dict[str, object]]) -> list[tuple[str, dict[str, object]]]:
+    """Each question once, with its row; those that are in several topics are left out."""
+    rows: dict[str, dict[str, object]] = {}
+    labels: dict[str, set[object]] = {}
+    for (question, _), row in found.items():
+        rows.setdefault(question, row)
+        labels.setdefault(question, set()).add(row["label"])
+    return [(question, row) for question, row in rows.items() if len(labels[question]) == 1]
 
 
 def group_questions(pairs: Mapping[tuple[str, str], object]) -> dict[str, str]:
@@ -144,13 +163,13 @@ def _labelled_tables(wheel: Wheel, recipe: LabelledTables, out: Path) -> dict[st
     return {"how": how, **_write_splits(out, splits)}
 
 
-def _share_out(keys: list[str]) -> dict[str, set[str]]:
+def _share_out(keys: list[str], *, test_share: float = _HELD_OUT) -> dict[str, set[str]]:
     random.Random(_SEED).shuffle(keys)
-    held = round(len(keys) * _HELD_OUT)
+    test, held = round(len(keys) * test_share), round(len(keys) * _HELD_OUT)
     return {
-        "test": set(keys[:held]),
-        "validation": set(keys[held : 2 * held]),
-        "train": set(keys[2 * held :]),
+        "test": set(keys[:test]),
+        "validation": set(keys[test : test + held]),
+        "train": set(keys[test + held :]),
     }
 
 

