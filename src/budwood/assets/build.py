@@ -97,8 +97,10 @@ def _chat_pairs(wheel: Wheel, recipe: ChatPairs, out: Path) -> dict[str, str | i
     splits: dict[str, list[dict[str, object]]] = {"train": [], "validation": [], "test": []}
     for name, questions in _share_out(sorted(set(groups.values())), test_share=recipe.test_share).items():
         splits[name] = [row for question, row in rows if groups[question] in questions]
-    took = "first question of each conversation, with its topic" if recipe.is_labelled else (
-        "first question and answer of each conversation"
+    took = (
+        "first question of each conversation, with its topic"
+        if recipe.is_labelled
+        else ("first question and answer of each conversation")
     )
     return {
         "how": f"{took}; repeats dropped; all rows of a question in one split",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from budwood.cli.layers import Settings, layered, split, words_of
@@ -76,7 +76,7 @@ def jobs(settings: Settings) -> tuple[Job, Comparing]:
         methods=methods, seeds=seeds or 1, memory=None if memory is None else str(memory),
         search=own.get("search") is not False, ray=bool(own.get("ray")),
     )  # fmt: skip
-    return replace(job, root=job.root), wanted
+    return job, wanted
 
 
 def told(job: Job, wanted: Comparing, sink: Sink) -> Compared:
@@ -105,15 +105,15 @@ class Teller:
         runs = [one for one in comparison.items if one.label != "base"]
         done = sum(one.status == "finished" for one in runs)
         kept = f", of which {done} are done" if done else ""
-        seeds = f"{len(comparison.seeds)} seed" + ("s" if len(comparison.seeds) > 1 else "")
-        self.sink.say(
-            f"{len(comparison.contenders) - 1} methods, {seeds}: {len(runs)} runs of {comparison.budget} each{kept}"
-        )
+        counts = (len(comparison.contenders) - 1, "method"), (len(comparison.seeds), "seed"), (len(runs), "run")
+        methods, seeds, what = (f"{many} {word}{'' if many == 1 else 's'}" for many, word in counts)
+        self.sink.say(f"{methods}, {seeds}: {what} of {comparison.budget}{' each' if len(runs) > 1 else ''}{kept}")
 
     def begin(self, task: Task, number: int, total: int) -> None:
         """Which run begins."""
         self._name = task.name
-        self.sink.say(f"[{number}/{total}] {task.name}" if number else f"{task.name}: the untuned model")
+        place = f"{number}/{total}" if total else f"{number}"
+        self.sink.say(f"[{place}] {task.name}" if number else f"{task.name}: the untuned model")
 
     def hear(self, task: Task, event: Mapping[str, Json]) -> None:
         """What a run tells: where it is, on a terminal; its notes with -v."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from budwood.cli.options import Talk
-from budwood.cli.output import Table, amount, duration, size
+from budwood.cli.output import Table
 from budwood.errors import BadCheckpoint
+from budwood.records.words import method_line, quality_line, result_rows
 
 if TYPE_CHECKING:
-    from budwood.records import Manifest, Result, RunFolder
+    from budwood.records import RunFolder
 
 app = App(name="runs", group_commands="Verbs", help_epilogue="", help="List and show runs.")
 
@@ -26,18 +27,19 @@ FORMS = {
 
 @app.command
 def ls(*, root: Path = Path("runs"), talk: Talk | None = None) -> int:
-    """The runs of a folder, oldest first.
+    """The runs of a folder, oldest first, then its comparisons and searches.
 
     Parameters
     ----------
     root: Path
         Folder of runs.
     """
-    from budwood.records import list_runs
+    from budwood.records import ComparisonFolder, list_runs
 
     sink = (talk or Talk()).sink()
     listing = list_runs(root)
-    rows, payload = [], []
+    rows: list[tuple[str, ...]] = []
+    payload = []
     for run in listing.runs:
         manifest = run.manifest()
         try:
@@ -50,6 +52,14 @@ def ls(*, root: Path = Path("runs"), talk: Talk | None = None) -> int:
         )
         payload.append({"name": run.name, "path": str(run.path), "status": manifest.status, "method": manifest.method,
                         "model": manifest.model, "data": manifest.data, "started": manifest.started})  # fmt: skip
+    for path in sorted(root.glob("*/comparison.json")):
+        record = ComparisonFolder(path.parent).read()
+        runs = [one for one in record.items if one.label != "base"]
+        done = f"{sum(one.status == 'finished' for one in runs)} of {len(runs)} runs"
+        rows.append((path.parent.name, record.status, record.kind, record.model, record.data, done))
+        payload.append({"name": path.parent.name, "path": str(path.parent), "status": record.status,
+                        "method": {record.kind: {}}, "model": record.model, "data": record.data,
+                        "started": record.started})  # fmt: skip
     if rows:
         sink.show(Table(("run", "status", "method", "model", "data", "result"), rows))
     else:
@@ -93,46 +103,6 @@ def show(run: str = "latest", /, *, root: Path = Path("runs"), talk: Talk | None
          "config": folder.config()}
     )  # fmt: skip
     return 0
-
-
-def method_line(manifest: Manifest) -> str:
-    """The method's name, with the fields that were chosen."""
-    return next(iter(manifest.method), "?")
-
-
-def quality_line(result: Result | None) -> str:
-    """The first metric, from what the base had."""
-    if result is None or not result.quality:
-        return ""
-    first = result.quality[0]
-    before = f" (base {first.base.value:.4g})" if first.base else ""
-    return f"{first.score.name} {first.score.value:.4g}{before}"
-
-
-def result_rows(result: Result | None) -> list[tuple[str, str]]:
-    """The five dimensions in words; a dimension that nobody measured has no row."""
-    rows: list[tuple[str, str]] = []
-    if result is None:
-        return rows
-    if (part := result.parameters) is not None:
-        stored = f", {size(part.stored_bytes)} on disk" if part.stored_bytes is not None else ""
-        rows.append(("trained", f"{amount(part.trained_count)} parameters, {part.share:.2%} of the base's{stored}"))
-    if (memory := result.memory) is not None:
-        expected = f", predicted {size(memory.predicted_bytes)}" if memory.predicted_bytes else ""
-        rows.append(("peak memory", f"{size(memory.peak_bytes)} (by {memory.how}{expected})"))
-    if (speed := result.speed) is not None:
-        rows.append(
-            ("speed", f"{amount(speed.tokens_per_s)} tokens/s; {speed.steps} steps in {duration(speed.total_s)}")
-        )
-    for entry in result.quality:
-        base = f"   base {entry.base.value:.4g} [{entry.base.low:.4g}, {entry.base.high:.4g}]" if entry.base else ""
-        score = entry.score
-        rows.append((score.name, f"{score.value:.4g} [{score.low:.4g}, {score.high:.4g}]{base}"))
-    if (cost := result.inference) is not None:
-        folds = "can be merged" if cost.mergeable else "cannot be merged"
-        timing = f"{cost.timings[0].prefill_s * 1e3:.0f} ms a prompt, " if cost.timings else ""
-        rows.append(("in use", f"{timing}{size(cost.extra_weight_bytes)} beside the base; {folds}"))
-    return rows
 
 
 def next_steps(folder: RunFolder, status: str) -> list[str]:

@@ -10,8 +10,9 @@ from budwood.cli.layers import Settings, columns_of, layered, method_of, require
 from budwood.cli.options import COMMAND, Machine, Talk, Training, given
 from budwood.cli.output import Sink, Table
 from budwood.cli.progress import Progress, tell_preflight
-from budwood.cli.runs import next_steps, result_rows
+from budwood.cli.runs import next_steps
 from budwood.errors import BadConfig
+from budwood.records.words import result_rows
 
 if TYPE_CHECKING:
     from budwood.train.job import Job

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class Searcher:
 
     candidates: tuple[Contender, ...]
     total_s: float
+    began: float = field(default_factory=time.monotonic)
 
     def narrow(self, runner: Runner) -> None:
         """Leave the base and the best candidate among the contenders, at its rate, with the time that is left."""
@@ -131,7 +133,7 @@ class Searcher:
         if chosen is None:
             winner, scores, rung = self._halve(runner)
             left = self.total_s - self._spent(runner)
-            after = 2 * self._base_s(runner)  # loading, scoring and proving come after the steps
+            after = 3 * self._base_s(runner)  # loading, scoring and proving stand around the steps
             budget = f"{max(left - after, LEAST * self.total_s):.0f}s"
             label, rate = winner
             chosen = replace(self._candidate(label), learning_rate=rate)
@@ -186,7 +188,7 @@ class Searcher:
             budget=f"{FACTOR * steps}steps",
         )  # fmt: skip
         task = Task(
-            kind="trial", name=f"{label}, {steps} steps at {len(rates)} learning rates", steps=steps,
+            kind="trial", name=f"{label}, {steps} steps at {', '.join(f'{rate:g}' for rate in rates)}", steps=steps,
             config=replace(runner.job, method=method_from_dict(candidate.method), config=config).to_dict(),
             out=str((runner.folder.path / "runs" / f"trial-{slug(label)}").absolute()),
             limit_bytes=runner.comparison.limits.get("memory_bytes"), command=runner.job.command,
@@ -221,7 +223,8 @@ class Searcher:
         return sum(one.seconds or 0.0 for one in runner.comparison.items if one.label == BASE)
 
     def _spent(self, runner: Runner) -> float:
-        return self._base_s(runner) + sum(one.seconds for one in runner.comparison.trials)
+        known = self._base_s(runner) + sum(one.seconds for one in runner.comparison.trials)
+        return max(known, time.monotonic() - self.began)  # what was done before a stop counts, too
 
     def _left(self, runner: Runner) -> float:
         """Seconds that searching may still take."""

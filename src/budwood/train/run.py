@@ -15,6 +15,7 @@ from budwood.data.pattern import Verbalizer
 from budwood.errors import BadCheckpoint, BadConfig, Diverged, WrongOrder
 from budwood.methods import method_from_dict
 from budwood.records import Json, Manifest, Quality, Result, RunFolder, Score
+from budwood.records.words import cell
 from budwood.train.baseline import Baseline, examine
 from budwood.train.checkpoint import Standing, has_begun, has_state, load_state, save_state
 from budwood.train.config import TrainConfig
@@ -66,6 +67,10 @@ class Run:
     def samples(self) -> list[dict[str, Json]]:
         """The lines of samples.jsonl: prompts answered by the base and by the trained model."""
         return self.folder.samples()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return cell(self.folder)
 
     def load(self, *, name: str = "default") -> tuple[Any, Any]:
         """(model, tokenizer): the base from where it came from, with the adapter and those it stands on in force.

@@ -128,7 +128,7 @@ def test_names_that_mean_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("name", "message"),
     [
         ("demo-chatt", r"did you mean 'demo-chat'\?"),
-        ("demo-lm", r"demo-lm is a model, and data is asked for here; .*demo-chat, demo-topics"),
+        ("demo-lm", r"demo-lm is a model, and data is asked for here; .*demo-chat, demo-questions, demo-topics"),
         ("faq.jsnl", r"did you mean 'faq.jsonl'\?"),
         ("fak.jsonl", r"no file or folder 'fak.jsonl'; did you mean 'faq.jsonl'\?"),
         ("data/faq.csv", r"no file or folder 'data/faq.csv'; nor is there a folder data"),

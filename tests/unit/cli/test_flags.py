@@ -15,7 +15,7 @@ MACHINE = "--config --seed --device --precision --batch --offline"
 ALSO_MACHINE = "--columns --max-length --template --trust-remote-code --allow-pickle"
 READING = "--columns --offline"
 SHOWN: dict[str, str] = {
-    "demo": f"--budget --out --offline --force {TALK}",
+    "demo": f"--budget --out --offline {TALK}",
     "eval": f"--model --split --metric --answers --out --force {MACHINE} {TALK}",
     "try": f"--prompt --rows --file --model --max-new-tokens --temperature {MACHINE} {TALK}",
     "merge": f"--out --dtype --model --force {MACHINE} {TALK}",
