@@ -16,7 +16,7 @@ setup:  ## make or renew the environment (done by all of the others)
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 4; }
 	@$(PYTHON) scripts/setup.py $(VENV)
 
-demo: setup  ## fetch a small model and real data, train an adapter, compare before and after
+demo: setup  ## compare seven methods on a small model and small data, some minutes; opens with which to use
 	$(VENV)/bin/budwood demo
 
 test: setup  ## the tests, without the slow ones

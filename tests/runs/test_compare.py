@@ -239,3 +239,21 @@ def test_one_that_runs_is_not_gone_on_with(done: Path, llama: Path, faq: Path, t
     folder.begun(ComparisonFolder(done).read(), budwood="0")
     with pytest.raises(WrongOrder, match="is still being compared by process"):
         small(llama, faq, folder.path, "ia3")
+
+
+@pytest.mark.slow
+def test_ray_does_the_same_runs(llama: Path, faq: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    own, _ = small(llama, faq, tmp_path / "own", "lora:rank=2", "ia3")
+    job = Job(model=str(llama), data=str(faq), config=TrainConfig(**QUICK), out=tmp_path / "ray")
+    found = compare_job(job, Comparing(methods=("lora:rank=2", "ia3", "bitfit"), search=False, ray=True))
+    record = found.record
+    assert record.status == "finished"
+    assert [(one.label, one.status) for one in record.items] == [
+        ("base", "finished"), ("lora:rank=2", "finished"), ("ia3", "finished"), ("bitfit", "failed"),
+    ]  # fmt: skip
+    for label in ("base", "lora:rank=2", "ia3"):
+        ours, theirs = own.table.method(label).quality, found.table.method(label).quality
+        assert ours is not None
+        assert theirs is not None
+        assert theirs.value == pytest.approx(ours.value, rel=1e-6)
