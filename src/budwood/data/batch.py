@@ -118,6 +118,8 @@ class Batch:
     """[classes, most words] int64, for a cloze: ids of each class' words, -1 after the last."""
     pseudo: int = 0
     """Pseudo tokens (ids below 0) in each row."""
+    index: tuple[int, ...] = ()
+    """Places of the rows among the examples that they were taken from, where these are the same in each epoch."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -6,7 +6,7 @@ Where they do not, or where it is known beforehand that they cannot, the plain p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ from budwood.core.attention import configs_of
 from budwood.core.delta import Deltas
 from budwood.errors import BudwoodError
 from budwood.fast.attention import NAMES
-from budwood.fast.stacks import Stack, packing, stacks_of
+from budwood.fast.lower import Lower
+from budwood.fast.stacks import Stack, frozen_below, packing, stacks_of
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest distance between the two, as a share of the plain one's length, by what products are computed in. Rounding
@@ -39,6 +40,22 @@ class Fast:
     """Why the plain path is taken; or what showed that the fast one is the same."""
 
     @property
+    def lower(self) -> Lower | None:
+        """What frozen blocks made of rows before."""
+        return self.stacks[0].packed.lower if self.stacks else None
+
+    @contextmanager
+    def reading(self, rows: Sequence[int]) -> Iterator[None]:
+        """Forwards inside read these of the rows that `lower` counts; none leaves it out."""
+        if self.lower is not None:
+            self.stacks[0].packed.rows = tuple(rows)
+        try:
+            yield
+        finally:
+            if self.lower is not None:
+                self.stacks[0].packed.rows = ()
+
+    @property
     def is_packed(self) -> bool:
         """Whether padding is left out."""
         return bool(self.stacks)
@@ -53,7 +70,8 @@ class Fast:
             yield
 
     def __str__(self) -> str:
-        return f"rows are packed: {self.why}" if self.is_packed else f"rows are padded: {self.why}"
+        kept = f"; what the {self.lower.cut} frozen blocks make of a row is computed once" if self.lower else ""
+        return f"rows are packed{kept}: {self.why}" if self.is_packed else f"rows are padded: {self.why}"
 
 
 PLAIN = Fast()
@@ -87,6 +105,48 @@ def engage(
     if silent is not None:
         return Fast(why=f"{type(silent.attentions[0]).__name__} computes its attention itself")
     return _verdict(model, stacks, plain, fast, TOLERANCE[compute])
+
+
+def keep_lower(
+    fast: Fast, step: Step, parameters: Mapping[str, nn.Parameter], rows: Sequence[int],
+    lower_of: Callable[[int], Lower],
+) -> Fast:  # fmt: skip
+    """The same, keeping what frozen blocks make of rows, where these make the same of them each time.
+
+    step:      as `engage` has it, of `rows`;  lower_of: a place for it, for so many blocks
+    """
+    if fast.model is None or len(fast.stacks) != 1:
+        return fast
+    model, (stack,) = fast.model, fast.stacks
+    cut = frozen_below(stack)
+    if not cut:
+        return fast
+    before = _measured_fast(fast, step, parameters, ())
+    lower = stack.packed.lower = lower_of(cut)
+    seen = []
+    mode = model.training
+    model.train()  # dropout shows, where there is some
+    for _ in range(2):
+        lower.forget()
+        with torch.no_grad(), fast.running(), fast.reading(rows):
+            step()
+        seen.append(lower.get(rows) if lower.has(rows) else None)
+    model.train(mode)
+    first, second = seen
+    same = first is not None and second is not None and torch.equal(first, second)
+    if same and stack.packed.lower is not None:
+        after = _measured_fast(fast, step, parameters, rows)
+        same = before[0] == after[0] and distance(before[1], after[1]) == 0.0
+    if not same:
+        stack.packed.lower = None
+    return fast
+
+
+def _measured_fast(
+    fast: Fast, step: Step, parameters: Mapping[str, nn.Parameter], rows: Sequence[int]
+) -> tuple[float, dict[str, Tensor]]:
+    with fast.running(), fast.reading(rows):
+        return _measured(step, parameters)
 
 
 def _refusal(model: nn.Module) -> str | None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from budwood.fast.lower import Lower
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -62,6 +64,12 @@ class Packed:
         self.packing: Packing | None = None
         self.calls = 0
         """How often an attention of the stack was computed here."""
+        self.lower: Lower | None = None
+        """What its frozen blocks made of rows before, where there are some."""
+        self.rows: tuple[int, ...] = ()
+        """Which rows this forward reads, as `lower` counts them; none where nobody says."""
+        self.is_known = False
+        """Whether `lower` knows all of these."""
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
         """Positions of this forward, by the identity of the tensor that was packed: it and the packed one."""
 

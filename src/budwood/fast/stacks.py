@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from budwood.anatomy import Anatomy
 from budwood.core.attention import configs_of
+from budwood.core.delta import Deltas
 from budwood.core.entrance import owner_of
 from budwood.core.hooks import named
-from budwood.errors import NoSuchSite
+from budwood.errors import NoSuchSite, NotAvailable
 from budwood.fast.attention import NAMES, PACKED, SLOT
 from budwood.fast.packing import Packed, Packing
 
@@ -36,14 +38,14 @@ class Stack:
         """Forwards inside pack the tokens of this stack."""
         hooks = [self.owner.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for number, block in enumerate(self.blocks):
-            hooks.append(
-                block.register_forward_pre_hook(
-                    self._first if number == 0 else self._next, with_kwargs=True, prepend=True
-                )
-            )
+            enter = partial(self._enter, number)
+            hooks.append(block.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
         hooks.append(self.blocks[-1].register_forward_hook(self._end))
         for module in self.attentions:
             object.__setattr__(module, SLOT, self.packed)
+        skipped = self.blocks[: self.packed.lower.cut if self.packed.lower else 0]
+        for block in skipped:
+            block.forward = partial(_or_as_it_is, self.packed, block.forward)
         try:
             yield
         finally:
@@ -51,37 +53,59 @@ class Stack:
                 hook.remove()
             for module in self.attentions:
                 object.__delattr__(module, SLOT)
+            for block in skipped:
+                del block.forward  # the instance's own; the class has the true one
             self.packed.packing = None
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The owner's forward begins: what its mask says."""
+        """The owner's forward begins: what its mask says, and whether the rows are known."""
+        packed = self.packed
         mask = named(self.arguments, args, kwargs).get("attention_mask")
-        self.packed.packing = Packing.of(mask) if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self.packed.known = {}
+        lengths: list[int] = []
+        packed.packing, packed.known = None, {}
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            packed.packing, lengths = Packing.of(mask), mask.sum(dim=1).tolist()
+        lower, rows = packed.lower, packed.rows
+        if lower is None or lengths != [lower.lengths[row] for row in rows]:
+            packed.rows = ()  # rows that nobody named, or that a prompt made longer
+        packed.is_known = lower is not None and bool(packed.rows) and lower.has(rows)
 
-    def _first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """The first block reads its states packed."""
-        packing = self.packed.packing
-        if packing is None:
-            return None
-        if args:
-            args = (packing.pack(args[0]), *args[1:])
-        else:
-            kwargs = {**kwargs, "hidden_states": packing.pack(kwargs["hidden_states"])}
-        return args, self._positions(packing, kwargs)
+    def _enter(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
+        """A block reads packed states: the first packs them, or takes up what is known; the one above the cut keeps."""
+        packed, lower = self.packed, self.packed.lower
+        states = args[0] if args else kwargs["hidden_states"]
+        if number == 0 and packed.packing is not None:
+            states = packed.packing.pack(states)
+        if lower is not None and packed.rows:
+            if number == 0 and packed.is_known:
+                states = lower.get(packed.rows).view(states.shape)
+            elif number == lower.cut:
+                self._keep(states)
+        if packed.packing is not None:
+            kwargs = self._positions(packed.packing, kwargs)
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
-    def _next(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        packing = self.packed.packing
-        return None if packing is None else (args, self._positions(packing, kwargs))
+    def _keep(self, states: Tensor) -> None:
+        """What the frozen blocks made of rows; where there is no room for it, nothing is kept any more."""
+        packed, lower = self.packed, self.packed.lower
+        if lower is None or packed.is_known or not packed.rows or states.requires_grad:
+            return
+        try:
+            lower.put(packed.rows, states.reshape(-1, states.shape[-1]))
+        except NotAvailable:
+            packed.lower = None
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The last block's states go on beside each other."""
-        packing = self.packed.packing
+        packing, states = self.packed.packing, output[0] if isinstance(output, tuple) else output
+        if self.packed.lower is not None and self.packed.lower.cut == len(self.blocks):
+            self._keep(states)
         if packing is None:
             return output
-        if isinstance(output, tuple):
-            return (packing.unpack(output[0]), *output[1:])
-        return packing.unpack(output)
+        states = packing.unpack(states)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
 
     def _positions(self, packing: Packing, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What says where tokens stand, packed once for all blocks."""
@@ -104,6 +128,13 @@ class Stack:
         return known[id(value)][1]
 
 
+def _or_as_it_is(packed: Packed, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A frozen block's forward, unless what it would come to is known."""
+    if packed.is_known:
+        return args[0] if args else kwargs["hidden_states"]
+    return forward(*args, **kwargs)
+
+
 def stacks_of(model: nn.Module, anatomy: Anatomy) -> tuple[Stack, ...]:
     """The stacks whose tokens can be packed. Raises NoSuchSite, saying why, where this is not known of one."""
     if anatomy.repeated:
@@ -124,6 +155,15 @@ def stacks_of(model: nn.Module, anatomy: Anatomy) -> tuple[Stack, ...]:
             tuple(inspect.signature(owner.forward).parameters), Packed(),
         ))  # fmt: skip
     return tuple(found)
+
+
+def frozen_below(stack: Stack) -> int:
+    """How many of the first blocks hold nothing that is trained, and nothing of an adapter."""
+    for number, block in enumerate(stack.blocks):
+        inside = list(block.modules())
+        if any(isinstance(module, Deltas) for module in inside) or any(p.requires_grad for p in block.parameters()):
+            return number
+    return len(stack.blocks)
 
 
 @contextmanager

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Sequence
 
 import torch
 
 from budwood.core.registry import registry_of
 from budwood.data import Example
-from budwood.fast.engine import Fast, engage
+from budwood.fast.engine import Fast, engage, keep_lower
+from budwood.fast.lower import Lower
 from budwood.train.config import TrainConfig
 from budwood.train.feed import Feed
+from budwood.train.memory import available_bytes
 from budwood.train.objective import Objective
 from budwood.train.probe import same_modes
 from budwood.train.randomness import same_randomness
 from budwood.train.setup import Prepared
 
+MEMORY = 0.25
+"""Share of the free memory that may keep what frozen blocks make of rows."""
+DISK = 0.5
+"""Share of the free disk that may, where memory does not do."""
 SAMPLE = (0.0, 0.25, 0.5)
 """Which rows are tried, as shares of all, from the shortest to the longest: long ones would only take longer."""
 
@@ -27,8 +35,6 @@ def engaged(prepared: Prepared, objective: Objective, feed: Feed, config: TrainC
     if config.gradient_checkpointing:
         return Fast(why="activations are computed again in the backward (gradient_checkpointing)")
     rows = sample_of(feed.examples)
-    if len({feed.examples[row].size for row in rows}) == 1:
-        return Fast(why="the rows tried are equally long")
     batch = feed.batch(rows).to(prepared.device)
     registry = registry_of(prepared.model)
     assert registry is not None
@@ -38,9 +44,18 @@ def engaged(prepared: Prepared, objective: Objective, feed: Feed, config: TrainC
             loss = objective(prepared.trained, batch)
         return loss.total / max(1, loss.tokens)
 
+    def lower_of(cut: int) -> Lower:
+        lengths = [len(example.ids) for example in feed.examples]
+        memory = int(MEMORY * available_bytes(prepared.device))
+        disk = int(DISK * shutil.disk_usage(tempfile.gettempdir()).free)
+        return Lower(cut, lengths, memory_bytes=memory, disk_bytes=disk)
+
     with same_randomness(), same_modes(prepared.model):
         prepared.model.eval()
-        return engage(prepared.model, registry.anatomy, step, prepared.optimized, prepared.compute)
+        fast = engage(prepared.model, registry.anatomy, step, prepared.optimized, prepared.compute)
+        if batch.index and prepared.device.type == "cpu":
+            fast = keep_lower(fast, step, prepared.optimized, rows, lower_of)
+        return fast
 
 
 def sample_of(examples: Sequence[Example]) -> list[int]:

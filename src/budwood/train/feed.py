@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from budwood.data import Batch, EpochOrder, Example, Masking, Position, collate
 from budwood.train.config import Budget
@@ -66,10 +66,10 @@ class Feed:
     def batch(self, indices: Sequence[int], *, epoch: int = 0) -> Batch:
         """These examples side by side, as they are in an epoch."""
         examples = [self.examples[index] for index in indices]
-        if self.masking is not None:
-            seed = self.order.seed
-            examples = [self.masking.for_epoch(example, seed=seed, epoch=epoch) for example in examples]
-        return collate(examples, self.pad_id)
+        if self.masking is None:
+            return replace(collate(examples, self.pad_id), index=tuple(indices))
+        seed = self.order.seed
+        return collate([self.masking.for_epoch(one, seed=seed, epoch=epoch) for one in examples], self.pad_id)
 
     def longest(self, count: int) -> list[int]:
         """The `count` longest examples: what memory is measured on."""

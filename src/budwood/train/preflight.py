@@ -181,6 +181,7 @@ def preflight(
     on          folders of the adapters below the one that is trained
     """
     trained = count(prepared.parameters.values())
+    kept = prepared.fast.lower.held_bytes if prepared.fast.lower else 0
     budget = config.parsed_budget
     steps = feed.steps_of(budget)
     total = budget.amount / forecast.step_s if steps is None else steps
@@ -196,7 +197,7 @@ def preflight(
         steps=steps,
         steps_per_epoch=feed.steps_per_epoch,
         forecast=forecast,
-        predicted_bytes=held_bytes + forecast.step_bytes,
+        predicted_bytes=held_bytes + forecast.step_bytes + kept,
         predicted_s=budget.amount if steps is None else steps * forecast.step_s,
         fast=str(prepared.fast),
         on=on,

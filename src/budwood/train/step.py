@@ -99,7 +99,7 @@ def _accumulate(
     parts: dict[str, float] = {}
     for number, piece in enumerate(pieces, start=1):
         with accelerator.no_sync(prepared.trained) if number < len(pieces) else nullcontext():
-            with prepared.arithmetic():
+            with prepared.arithmetic(), prepared.fast.reading(piece.index):
                 loss = objective(prepared.trained, piece.to(prepared.device))
             total += weight * loss.total.item()
             for name, value in loss.parts.items():
