@@ -55,7 +55,8 @@ def peft_loaded(base: nn.Module, folder: Path) -> nn.Module:
 def test_peft_loads_ours(family: str, variant: str, tmp_path: Path) -> None:
     model, batch = adapted(family, variant, perturbed=True)
     save(model, tmp_path, name="faq")
-    theirs = peft_loaded(FAMILIES[family].build(), tmp_path)
+    model.double()  # some of these models make a thousand times more of a rounding
+    theirs = peft_loaded(FAMILIES[family].build(), tmp_path).double()
     assert close(logits(theirs, batch), logits(model, batch), 1e-4 if "pissa" in variant else 1e-5)
 
     weighted(logits(model, batch)).backward()
