@@ -164,11 +164,11 @@ def _dry_run(job: Job, wanted: Comparing, sink: Sink) -> int:
 
 def tell(compared: Compared, sink: Sink) -> int:
     """The recommendation first, then the table, then where everything is."""
-    from budwood.report.text import as_json, brief
+    from budwood.report.text import as_json, brief, reasons
 
     table, pick = compared.table, compared.recommend()
     sink.head(pick.headline)
-    for reason in pick.reasons:
+    for reason in reasons(table, pick):
         sink.say(reason)
     headings, rows = brief(table)
     sink.say()

@@ -179,7 +179,7 @@ def _comparison(data: Mapping[str, Json], where: str) -> Comparison:
         values["contenders"] = tuple(_contender(one, where) for one in data["contenders"])
         values["items"] = tuple(_part(Item, one, where) for one in data["items"])
         values["trials"] = tuple(_part(Trial, one, where) for one in data.get("trials", ()))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadCheckpoint(f"{where} is damaged ({error!r}); restore it or compare again") from error
     found = _part(Comparison, values, where)
     if found.status not in get_args(Standing):

@@ -37,14 +37,14 @@ class Dimension:
     limit: str
     """What a limit on it is called."""
     limited: Callable[[Method], float | None] | None = None
-    """What the limit is on, where that is not the cost."""
+    """What the limit is on, where that is not the cost: the base, which nobody trains, keeps those on training."""
     is_ranked: bool = True
     """Whether it counts in the choice among equals."""
 
     @property
     def told(self) -> Callable[[float], str]:
         """What the limit is on in words."""
-        return duration if self.limited is not None else self.say
+        return duration if self.limit == "train_s" else self.say
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,14 @@ def _pace(method: Method) -> float | None:
 
 
 DIMENSIONS = (
-    Dimension("memory", lambda one: one.peak_bytes, size, "needs {} of memory", "memory_bytes"),
+    Dimension(
+        "memory",
+        lambda one: one.peak_bytes,
+        size,
+        "needs {} of memory",
+        "memory_bytes",
+        lambda one: 0.0 if one.label == BASE else one.peak_bytes,
+    ),
     Dimension(
         "training time",
         _pace,
@@ -104,7 +111,7 @@ def read_limits(
         "stored_bytes": _number("stored", stored, UNITS, "20MiB or a number of bytes"),
         "train_s": _number("train_time", train_time, TIMES, "10m, 90s or a number of seconds"),
         "answer_s": _number("answer_time", answer_time, TIMES, "50ms, 2s or a number of seconds"),
-        QUALITY: quality,
+        QUALITY: _number("quality", quality, {"": 1}, "the least accuracy, as 0.85, or the highest perplexity, as 12"),
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -137,7 +144,7 @@ def _breach(method: Method, name: str, limit: float, metric: Metric | None) -> B
 def _number(name: str, text: str | float | None, units: Mapping[str, float], like: str) -> float | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-z]*)", str(text).strip().lower())
     if found is None or found[2] not in units or float(found[1]) <= 0:
         raise BadConfig(f"{name} is {text!r}; write {like}, more than nothing")
     return float(found[1]) * units[found[2]]

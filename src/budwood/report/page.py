@@ -14,6 +14,7 @@ from budwood.report.axes import AXES
 from budwood.report.columns import Cell, Column, columns, say_quality
 from budwood.report.curves import over_seconds, over_steps
 from budwood.report.drawing import cut, scatter, styles
+from budwood.report.recommend import least
 from budwood.report.table import Method, Pick, Table
 
 MOST_BYTES = 300_000
@@ -88,6 +89,7 @@ def page(table: Table, pick: Pick) -> str:
     content: dict[str, object] = {
         "table": table,
         "pick": pick,
+        "cheapest": least(table, pick),
         "styles": styles(table),
         "shapes": SHAPES,
         "state": STATES.get(table.status),
@@ -164,7 +166,8 @@ def _absent(table: Table) -> list[Absent]:
 
 
 def _why_absent(method: Method, table: Table) -> tuple[str, tuple[str, ...]]:
-    reasons = tuple(reason for reason in (method.contender.why, *method.failures) if reason)
+    why = method.contender.why
+    reasons = (why, *(line for line in method.failures if why not in line)) if why else method.failures
     if method.contender.verdict in VERDICTS:
         return VERDICTS[method.contender.verdict], reasons
     if method.failures or table.status == "finished":

@@ -11,7 +11,7 @@ from budwood.records import BASE
 from budwood.records.files import read_json
 from budwood.report.measured import WRITTEN, measured
 from budwood.report.quality import KINDS, Compared, compare, ranked
-from budwood.report.runs import Entry, Found, Run, gather
+from budwood.report.runs import Entry, Found, Run, gather, going_on
 from budwood.report.samples import samples
 from budwood.report.statistics import DRAWS
 from budwood.report.table import Metric, Table
@@ -65,7 +65,8 @@ def _weaknesses(found: Found, compared: Compared, task: str) -> tuple[str, ...]:
     runs = [run for entry in found.entries for run in entry.finished]
     said = [*found.faults, *compared.faults]
     if waiting := [line for entry in found.entries for line in entry.waiting]:
-        said.append(f"It is not finished: {len(waiting)} runs are missing, as {waiting[0]}.")
+        missing = "1 run is" if len(waiting) == 1 else f"{len(waiting)} runs are"
+        said.append(f"It is not finished: {missing} missing ({waiting[0]}).")
     if trained and all(len(entry.finished) == 1 for entry in trained):
         said.append(
             "One seed: the intervals know nothing of how much another order of rows and another start would change; "
@@ -162,7 +163,7 @@ def _repeat(found: Found, entries: Sequence[Entry]) -> tuple[str, ...]:
         if found.comparison.command:
             lines.append(" ".join(map(quote, found.comparison.command)))
         if found.comparison.status != "finished":
-            lines.append(f"budwood compare --resume {quote(str(found.folder))}")
+            lines.append(going_on(found.comparison, found.folder))
         lines.append(f"budwood report {quote(str(found.folder))} --to html,md,csv,json,tex,png")
     run = next((entry.finished[0] for entry in entries if entry.finished and entry.label != BASE), None)
     if run is not None:

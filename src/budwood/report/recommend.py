@@ -52,7 +52,7 @@ def recommend(
     cheapest = {dimension.name: label for dimension in DIMENSIONS if (label := _cheapest(tied, dimension)) is not None}
     pick = _pick(tied)
     if pick.label == BASE:
-        headline, reasons = _keep_the_base(table, tied)
+        headline, reasons = _keep_the_base(table, tied, within)
     else:
         headline, reasons = _use(table, pick, tied, within, cheapest)
     if said:
@@ -61,6 +61,15 @@ def recommend(
         label=pick.label, headline=headline, reasons=tuple(reasons), tied=tuple(one.label for one in tied),
         cheapest=cheapest, over_limits=said,
     )  # fmt: skip
+
+
+def least(table: Table, pick: Pick) -> list[tuple[str, str, str]]:
+    """(dimension, label, cost in words) of the cheapest in each; nothing where only one trained method is left."""
+    if sum(label != BASE for label in pick.tied) < 2:
+        return []
+    of = {one.name: one for one in DIMENSIONS}
+    costs = [(name, label, of[name].cost(table.method(label))) for name, label in pick.cheapest.items()]
+    return [(name, label, of[name].say(cost)) for name, label, cost in costs if cost is not None]
 
 
 def _tied(within: Sequence[Method], table: Table) -> list[Method]:
@@ -107,16 +116,20 @@ def _use(
 ) -> tuple[str, list[str]]:
     alone, others = len(tied) == 1, [one for one in within if one.label != pick.label]
     costs = [(one, cost) for one in DIMENSIONS if one.is_ranked and (cost := one.cost(pick)) is not None]
-    least = [(one, cost) for one, cost in costs if cheapest.get(one.name) == pick.label]
+    lowest = [(one, cost) for one, cost in costs if cheapest.get(one.name) == pick.label]
     idle = [one.label for one in tied if not _gains(one)] if _gains(pick) else []
-    phrase = _listed([one.needs.format(one.say(cost)) for one, cost in (costs if alone or not least else least)])
+    needs = [one.needs.format(one.say(cost)) for one, cost in (costs if alone or not lowest else lowest)]
     if not others:
-        headline = f"Use {pick.label}: it is the only one within the limits. It {phrase}."
+        bounds = "within the limits" if len(table.between) > 1 else "here"
+        headline = f"Use {pick.label}: it is the only one {bounds}."
     elif alone:
-        headline = f"Use {pick.label}: it is better than every other method here, and it {phrase}."
+        headline = f"Use {pick.label}: it is better than every other method here."
     else:
-        word = "the least of these" if least else "no single cost is the least, but together they are the lowest"
-        headline = f"Use {pick.label}: nothing is better that this data can show. It {phrase} ({word})."
+        word = "the least of these" if lowest else "no single cost is the least, but together they are the lowest"
+        headline = f"Use {pick.label}: nothing is better that this data can show."
+        needs = [*needs[:-1], f"{needs[-1]} ({word})"] if needs else []
+    if needs:
+        headline += f" It {_listed(needs)}."
     reasons = []
     if not alone:
         reasons.append(
@@ -130,7 +143,6 @@ def _use(
         )
         if idle:
             reasons.append(f"{_listed(idle)} cannot be told from the untuned model either, so not named.")
-        reasons += [f"Least {name}: {label} ({_cost(table, name, label)})." for name, label in cheapest.items()]
     below = [one for one in others if one not in tied]
     reasons += [f"{one.label} is worse than {tied[0].label} by {_reach(table, tied[0], one)}." for one in below]
     if pick.over_base is not None and BASE not in {one.label for one in below}:
@@ -138,13 +150,14 @@ def _use(
     return headline, reasons
 
 
-def _keep_the_base(table: Table, tied: Sequence[Method]) -> tuple[str, list[str]]:
+def _keep_the_base(table: Table, tied: Sequence[Method], within: Sequence[Method]) -> tuple[str, list[str]]:
     rows = f"{table.rows_scored:,} test rows"
     best = next((one for one in tied if one.label != BASE), None)
     if best is None:
-        worse = [one.label for one in table.methods if one.label in table.between and one.label != BASE]
+        worse = [one.label for one in within if one.label != BASE]
+        every = "every method" if len(within) == len(table.between) else "every method within the limits"
         reason = f"The untuned model is better than {_listed(worse)} on {rows}."
-        return f"Keep {table.model} as it is: training made it worse with every method.", [reason]
+        return f"Keep {table.model} as it is: training made it worse with {every}.", [reason]
     gained = _reach(table, best, table.method(BASE))
     return (
         f"Keep {table.model} as it is, or test on more rows: training gained nothing that these {rows} can show.",
@@ -165,12 +178,6 @@ def _nearest(breaches: Mapping[str, Mapping[str, Breach]]) -> str:
 
 def _none(headline: str, *, over_limits: dict[str, str]) -> Pick:
     return Pick(label=None, headline=headline, reasons=(), tied=(), cheapest={}, over_limits=over_limits)
-
-
-def _cost(table: Table, name: str, label: str) -> str:
-    dimension = next(one for one in DIMENSIONS if one.name == name)
-    cost = dimension.cost(table.method(label))
-    return "unknown" if cost is None else dimension.say(cost)
 
 
 def _reach(table: Table, better: Method, other: Method) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from budwood.errors import NotAvailable, WrongOrder
 from budwood.records import BASE, Comparison, ComparisonFolder, Contender, Item, Manifest, Result, RunFolder
@@ -13,6 +14,8 @@ from budwood.records.files import Json
 
 APART = ("seed", "samples", "eval_every", "eval_rows", "save_every", "proof_steps", "offline")
 """Settings of config.yaml in which runs of one method may differ."""
+
+UNSAID = "no reason was written down"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _of_comparison(folder: ComparisonFolder) -> Found:
 def _entry(contender: Contender, items: Sequence[tuple[Item, RunFolder]], comparison: Comparison) -> Entry:
     finished, failures, waiting = [], [], []
     if contender.verdict != "ready":
-        failures.append(f"{contender.verdict}: {contender.why or 'no reason was written down'}")
+        failures.append(f"{contender.verdict}: {contender.why or UNSAID}")
     for item, folder in sorted(items, key=lambda one: one[0].seed):
         there = (folder.path / "run.json").is_file()
         manifest = folder.manifest() if there else None
@@ -133,8 +136,9 @@ def _entry(contender: Contender, items: Sequence[tuple[Item, RunFolder]], compar
         if manifest is not None and status == "finished" and result is not None:
             finished.append(Run(folder.path, manifest, result))
         elif status == "failed":
-            error = item.error or (manifest.error if manifest is not None else None) or "no reason was written down"
-            failures.append(f"seed {item.seed} failed: {error}")
+            error = item.error or (manifest.error if manifest is not None else None) or UNSAID
+            if contender.verdict == "ready" or error != contender.why:
+                failures.append(f"seed {item.seed} failed: {error}")
         else:
             state = "is running" if status == "running" and comparison.status == "running" else "is not done"
             waiting.append(f"{contender.label}, seed {item.seed}, {state}")
@@ -183,7 +187,7 @@ def _entry_of_runs(label: str, group: Sequence[tuple[Path, Manifest, dict[str, J
                 odd.append(f"{label} was run twice with seed {manifest.seed}; the later run counts.")
             finished[manifest.seed] = Run(path, manifest, result)
         elif manifest.status == "failed":
-            failures.append(f"seed {manifest.seed} failed: {manifest.error or 'no reason was written down'}")
+            failures.append(f"seed {manifest.seed} failed: {manifest.error or UNSAID}")
         else:
             waiting.append(f"{label}, seed {manifest.seed}, {manifest.status}")
     _, manifest, facts = group[0]
@@ -229,13 +233,17 @@ def _neither(path: Path, *, alone: bool) -> str:
     )
 
 
+def going_on(comparison: Comparison, folder: Path) -> str:
+    """The command that takes a comparison or search up again."""
+    return f"budwood {'search' if comparison.kind == 'search' else 'compare'} --resume {quote(str(folder))}"
+
+
 def _unfinished(found: Found, path: Path) -> str:
     failures = [f"{entry.label}: {line}" for entry in found.entries for line in entry.failures]
     waiting = [line for entry in found.entries for line in entry.waiting]
     if waiting and found.folder is not None:
-        typed = " ".join(found.comparison.command)
-        return f"no run in {path} has finished yet ({waiting[0]}); go on with: {typed}"
+        return f"no run in {path} has finished yet ({waiting[0]}); go on with: {going_on(found.comparison, path)}"
     if waiting:
-        return f"no run has finished yet ({waiting[0]}); go on with: budwood train --resume {path}"
+        return f"no run has finished yet ({waiting[0]}); go on with: budwood train --resume {quote(str(path))}"
     first = f" ({failures[0]})" if failures else ""
     return f"no run in {path} has finished{first}; mend that, then compare again"

@@ -20,11 +20,10 @@ def samples(entries: Sequence[Entry]) -> tuple[Sample, ...]:
     """Of the first seed of each method: its predictions where it was asked to say something, else its samples."""
     first = {entry.label: entry.finished[0] for entry in entries if entry.finished}
     said = {label: _predicted(run.predictions) for label, run in first.items()}
-    said = {label: rows for label, rows in said.items() if rows} or {
-        label: _written(RunFolder(run.folder).samples(), "now") for label, run in first.items()
-    }
-    if said and BASE not in said:
-        said = {BASE: _written(RunFolder(next(iter(first.values())).folder).samples(), "base"), **said}
+    if not any(said.values()):
+        said = {label: _written(RunFolder(run.folder).samples(), "now") for label, run in first.items()}
+        if BASE not in said:
+            said = {BASE: _written(RunFolder(next(iter(first.values())).folder).samples(), "base"), **said}
     said = {label: rows for label, rows in said.items() if rows}
     shared = [key for key in next(iter(said.values()), {}) if all(key in rows for rows in said.values())]
     found = [_sample(key, {label: rows[key] for label, rows in said.items()}) for key in shared]

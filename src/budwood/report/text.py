@@ -11,8 +11,8 @@ from typing import Any
 from budwood.records.amounts import amount, size
 from budwood.records.files import Json, plain
 from budwood.report.limits import seconds
-from budwood.report.recommend import recommend, told
-from budwood.report.table import Estimate, Method, Table
+from budwood.report.recommend import least, recommend, told
+from budwood.report.table import Estimate, Method, Pick, Table
 
 VERSION = 1
 NONE = "-"
@@ -55,11 +55,16 @@ def _turned(one: Estimate) -> Estimate:
     return Estimate(value=-one.value, low=-one.high, high=-one.low)
 
 
+def reasons(table: Table, pick: Pick) -> list[str]:
+    """Why that is recommended, and who costs least in what, each a sentence."""
+    return [*pick.reasons, *(f"Least {name}: {label} ({cost})." for name, label, cost in least(table, pick))]
+
+
 def markdown(table: Table) -> str:
     """The recommendation, the table, what it cannot tell, and how to do it again."""
     pick = recommend(table)
     headings, rows = brief(table)
-    lines = [f"# {table.title}", "", f"**{pick.headline}**", "", *(f"- {reason}" for reason in pick.reasons), ""]
+    lines = [f"# {table.title}", "", f"**{pick.headline}**", "", *(f"- {reason}" for reason in reasons(table, pick)), ""]
     lines.append("| " + " | ".join(_cell(one.lstrip(">")) for one in headings) + " |")
     lines.append("|" + "|".join("--:" if one.startswith(">") else "---" for one in headings) + "|")
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
