@@ -34,6 +34,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 KEYWORD_TAKERS = {
     "core/attention.py:attend": "transformers' signature of attention functions, which differ in what else they take",
     "fast/attention.py:attend": "the same",
+    "fast/stacks.py:_or_as_it_is": "stands in for the forward of any block",
     "fast/attention.py:attend_short": "the same",
     "core/attention.py:_attend": "the same, with the function's name in front",
     "calling.py:__call__": "the package called as a function: hands on to train.run.train, which checks",

@@ -86,5 +86,6 @@ def test_the_flags_that_the_help_leaves_out_are_in_the_page() -> None:
 
     text = (PAGES / "cli.md").read_text(encoding="utf-8")
     for field in fields(TrainConfig):
-        flag = "--no-group-by-length" if field.name == "group_by_length" else f"--{field.name.replace('_', '-')}"
+        no = "no-" if field.name in ("group_by_length", "pack") else ""
+        flag = f"--{no}{field.name.replace('_', '-')}"
         assert f"`{flag}" in text or flag == "--budget", flag

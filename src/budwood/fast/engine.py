@@ -128,8 +128,8 @@ def keep_lower(
     model.train()  # dropout shows, where there is some
     for _ in range(2):
         lower.forget()
-        with torch.no_grad(), fast.running(), fast.reading(rows):
-            step()
+        with fast.running(), fast.reading(rows):
+            step()  # with its graph: states that want a gradient are not frozen
         seen.append(lower.get(rows) if lower.has(rows) else None)
     model.train(mode)
     first, second = seen

@@ -64,7 +64,8 @@ def markdown(table: Table) -> str:
     """The recommendation, the table, what it cannot tell, and how to do it again."""
     pick = recommend(table)
     headings, rows = brief(table)
-    lines = [f"# {table.title}", "", f"**{pick.headline}**", "", *(f"- {reason}" for reason in reasons(table, pick)), ""]
+    lines = [f"# {table.title}", "", f"**{pick.headline}**", ""]
+    lines += [*(f"- {reason}" for reason in reasons(table, pick)), ""]
     lines.append("| " + " | ".join(_cell(one.lstrip(">")) for one in headings) + " |")
     lines.append("|" + "|".join("--:" if one.startswith(">") else "---" for one in headings) + "|")
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]

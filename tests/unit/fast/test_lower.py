@@ -117,6 +117,9 @@ def test_what_is_trained_below_or_draws_by_chance_is_computed_each_time() -> Non
     assert everywhere.fast.lower is None
     prompts = setting("llama", PromptTuning(length=2))
     assert prompts.fast.lower is None or not any(prompts.fast.lower.has((row,)) for row in range(4))
+    words = setting("llama", LoRA(targets=("embed",), rank=2))
+    assert words.fast.is_packed
+    assert words.fast.lower is None
     drops = setting("bert", LoRA(layers=(1,), targets=("all",)), prepare=with_dropout)
     assert drops.fast.is_packed
     assert drops.fast.lower is None
