@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 import types
 import typing
@@ -179,7 +180,9 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def coerce(what: str, kind: Any, value: Any) -> Any:
-    """`value` as the type `kind`, from plain data or from text typed on a command line (`a+b` is a list).
+    """`value` as the type `kind`, from plain data or from text typed on a command line.
+
+    `a+b` is a list there, and so is `3-5` where numbers are wanted.
 
     Raises BadConfig saying what `what` has to be.
     """
@@ -194,7 +197,9 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
             return value
         raise BadConfig(f"{what} is {value!r}; {did_you_mean(str(value), [str(i) for i in inner])}")
     if origin is tuple:
-        items = value.split("+") if isinstance(value, str) else value
+        items = value
+        if isinstance(value, str):
+            items = [item for part in value.split("+") for item in _spread(inner[0], part)]
         if not isinstance(items, list | tuple | set | range):
             items = (items,)
         return tuple(coerce(what, inner[0], item) for item in (sorted(items) if isinstance(items, set) else items))
@@ -204,6 +209,13 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
             raise BadConfig(f"{what} is {value!r}; it must map roles to numbers, as attn.q:4+mlp.*:16")
         return {str(k): coerce(f"{what}[{k}]", inner[1], v) for k, v in pairs.items()}
     return _scalar(what, kind, value)
+
+
+def _spread(kind: Any, part: str) -> Sequence[Any]:
+    """The numbers that a range such as 24-29 stands for; anything else as it is."""
+    ends = re.fullmatch(r"(\d+)-(\d+)", part.strip()) if kind is int else None
+    numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+    return numbers or (part,)
 
 
 def _scalar(what: str, kind: type, value: Any) -> Any:
